@@ -1,0 +1,5 @@
+"""``python -m speechlab``: the command line."""
+
+from speechlab.cli import main
+
+main()

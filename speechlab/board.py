@@ -1,0 +1,392 @@
+"""The live board of a run: a layout of :mod:`speechlab.plots` over its events.
+
+The same object shows in a notebook cell, under ``panel serve`` and, as :meth:`Board.static`, in a
+report. Every display reads the run directory with a tail of its own, so training goes on in another
+process, the kernel stays free, and one board can be shown twice. Live text is held by StaticText
+widgets: unlike panes of HTML or Markdown, their updates fetch nothing from the network in
+JupyterLab. Curves are streamed into, never redrawn, and kept under :data:`MOST_POINTS` points.
+
+Not covered: a login (serve on loopback, or put one in front); several runs on one board.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import holoviews as hv
+import pandas as pd
+import panel as pn
+from bokeh.models import ColumnDataSource, DataRange1d, Range1d
+
+from speechlab import plots, text
+from speechlab.errors import InputError
+from speechlab.markup import CSS, Html, samples_html
+from speechlab.runs import Event, Run
+from speechlab.units import Seconds, clock
+
+PERIOD = 500  # ms between looks at the events
+MOST_POINTS = 2000  # points a curve holds in the browser
+SILENCE: Seconds = 120  # without an event for so long, the board says so
+STATES = {"failure": "failed", "stopped": "stopped", "end": "finished"}
+
+BOARD_CSS = (
+    CSS
+    + """
+:host, .bk-clearfix { display: block; width: 100%; }
+.bar { height: 8px; border-radius: 4px; background: #8883; overflow: hidden; margin: .5em 0; }
+.bar div { height: 100%; background: #0072b2; border-radius: 4px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(8em, 1fr)); gap: .5em; }
+.tiles div { padding: .45em .7em; border-radius: .4em; background: #8881; }
+.tiles b { display: block; font-size: 1.25em; font-weight: 600; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.tiles span { opacity: .8; font-size: .85em; }
+.badge { padding: .1em .6em; border-radius: 1em; background: #0072b230; margin-right: .5em; }
+.badge.failed, .badge.interrupted { background: #d55e0050; } .badge.finished { background: #009e7340; }
+.headline { font-size: 1.15em; overflow-wrap: anywhere; }
+h3 { margin: .6em 0 .2em; font-size: 1.05em; }
+.log { max-height: 14em; overflow: auto; margin: 0; padding: 0; list-style: none; }
+.log li { padding: .15em 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+.log .warning::before { content: "⚠ "; } .log .failure { border-left: 4px solid #d55e00; padding-left: .6em; }
+"""
+)
+
+GRID = {"display": "grid", "grid-template-columns": "repeat(auto-fit, minmax(min(270px, 100%), 1fr))", "gap": "12px"}
+
+PAGE = """
+{% extends base %}
+{% block postamble %}
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+  :root { color-scheme: light dark; --design-background-text-color: #1b1f24; }
+  body { margin: 0; background: #fff; color: #1b1f24; }
+  main { max-width: 1240px; margin: 0 auto; padding: 1rem; box-sizing: border-box; }
+  @media (prefers-color-scheme: dark) {
+    :root { --design-background-text-color: #e4e7eb; }
+    body { background: #14171b; color: #e4e7eb; }
+  }
+</style>
+{% endblock %}
+{% block contents %}<main>{{ embed(roots.board) }}</main>{% endblock %}
+"""
+
+
+class History:
+    """What a board keeps of the events so far, in bounded memory.
+
+    Attributes:
+        curves: The columns of :func:`speechlab.plots.curves`, decimated with their peaks kept.
+        start: The latest start event.
+        validations: Validation events, one a step; only the last keeps its samples.
+        log: The latest messages and failures.
+        state: running, finished, stopped, failed or new.
+    """
+
+    def __init__(self) -> None:
+        self.curves = plots.curves(pd.DataFrame())
+        self.start: Event = {}
+        self.last: Event = {}
+        self.validations: list[Event] = []
+        self.log: list[Event] = []
+        self.state = "new"
+        self._times: list[tuple[float, float]] = []
+
+    def add(self, events: list[Event]) -> pd.DataFrame | None:
+        """Take new events in.
+
+        Returns:
+            The rows to append to the curves, or None if :attr:`curves` must be drawn afresh: after a
+            resume from before the last step, or when the points were thinned out.
+        """
+        redraw, pending, new = False, [], [self.curves.iloc[:0]]
+        for event in events:
+            kind = event["kind"]
+            if kind == "step":
+                pending.append(event)
+            elif kind == "start":
+                new.append(self._extend(pending))
+                pending = []
+                redraw |= self._rewind(event)
+            elif kind == "validation":
+                earlier = [v for v in self.validations if v.get("step") != event.get("step")]
+                self.validations = [*({**v, "samples": []} for v in earlier), event]
+            elif kind in {"message", "failure"}:
+                self.log = [*self.log, event][-100:]
+            self.state = STATES.get(kind, "running" if kind in {"start", "step"} else self.state)
+            if isinstance(event.get("time"), int | float) and event["time"] > 0:
+                self.last = {**self.last, "time": event["time"]}
+        new.append(self._extend(pending))
+        if len(self.curves) > MOST_POINTS:
+            self.curves = plots.decimate(self.curves, MOST_POINTS // 2)
+            redraw = True
+        return None if redraw else pd.concat(new, ignore_index=True)
+
+    def _extend(self, events: list[Event]) -> pd.DataFrame:
+        if not events:
+            return self.curves.iloc[:0]
+        known = self.curves.smoothed.dropna()
+        rows = plots.curves(pd.DataFrame(events), float(known.iloc[-1]) if len(known) else None)
+        self.curves = pd.concat([self.curves, rows], ignore_index=True) if len(self.curves) else rows
+        self.last = {**self.last, **events[-1]}
+        self._times = [*self._times, *((_number(e.get("time")), _number(e.get("step"))) for e in events)][-50:]
+        return rows
+
+    def _rewind(self, start: Event) -> bool:
+        """Forget what a resume is about to repeat; a start from scratch forgets all."""
+        at = _number(start.get("resumed_from"), default=0.0)
+        before = len(self.curves)
+        self.start, self._times = start, []
+        self.curves = self.curves[self.curves.step <= at].reset_index(drop=True)
+        self.validations = [v for v in self.validations if _number(v.get("step")) <= at]
+        return len(self.curves) != before
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last word has been said."""
+        return self.state in STATES.values()
+
+    @property
+    def step(self) -> float:
+        """The last step done."""
+        return float(self.curves.step.iloc[-1]) if len(self.curves) else _number(self.start.get("resumed_from"), 0.0)
+
+    @property
+    def remaining(self) -> Seconds:
+        """Seconds to the last step at the pace of the latest fifty, validations included; NaN if unknown."""
+        steps = _number(self.start.get("steps"))
+        if len(self._times) < 2 or self._times[-1][1] <= self._times[0][1]:
+            return float("nan")
+        (t0, s0), (t1, s1) = self._times[0], self._times[-1]
+        return max(steps - s1, 0) * (t1 - t0) / (s1 - s0)
+
+
+class Board(pn.viewable.Viewer):
+    """A run's board: ``Board(run)`` as a cell's last line shows it live, ``.static()`` as it stands.
+
+    Args:
+        run: A run, or the path of its directory.
+    """
+
+    def __init__(self, run: Run | str | Path, **params: Any) -> None:
+        super().__init__(**params)
+        self.run = run if isinstance(run, Run) else Run(run)
+
+    def __panel__(self) -> pn.viewable.Viewable:
+        return self.panel()
+
+    def panel(self) -> pn.Column:
+        """A live view; it follows the events until the run has ended and all is read."""
+        view = _View(self.run)
+        view.tick()
+        view.follow()
+        return view.layout
+
+    def static(self) -> pn.Column:
+        """The board from all events so far, without updates: what a headless notebook ends with."""
+        view = _View(self.run)
+        view.tick()
+        return view.layout
+
+
+class _View:
+    """One display of a board: its tail, its figures, its texts."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._tail = run.tail()
+        self._history = History()
+        try:
+            self._normaliser = text.normaliser(run.config.evaluation.normaliser)
+        except InputError:  # a config of another version: the board still shows the run
+            self._normaliser = text.normaliser("raw")
+        self._header, self._samples, self._log = (
+            pn.widgets.StaticText(value="", stylesheets=[BOARD_CSS], sizing_mode="stretch_width", margin=(4, 0)) for _ in range(3)
+        )
+        figures = [_figure(make(self._history.curves)) for make in plots.CURVES]
+        wer = _figure(plots.word_error_rate(pd.DataFrame()))
+        self._sources = [source for figure in figures for source in figure.select({"type": ColumnDataSource})]
+        self._wer_sources = list(wer.select({"type": ColumnDataSource}))
+        panes = [pn.pane.Bokeh(figure, sizing_mode="stretch_width", margin=0) for figure in [figures[0], wer, *figures[1:]]]
+        grid = pn.Column(*panes, sizing_mode="stretch_width", styles=GRID)
+        self.layout = pn.Column(self._header, grid, self._samples, self._log, sizing_mode="stretch_width", name="board")
+        self._callback: Any = None
+        self._validated: Event | None = None
+        self._logged: Event | None = None
+
+    def follow(self) -> None:
+        """Look for new events from now on."""
+        if not self._history.ended:
+            self._callback = pn.state.add_periodic_callback(self.tick, period=PERIOD)
+
+    def tick(self) -> None:
+        """Read what is new and show it."""
+        events = self._tail.read()
+        if events:
+            self._draw(self._history.add(events))
+            self._write()
+        elif self._history.ended and self._callback is not None:
+            self._callback.stop()
+            self._callback = None
+        self._header.value = self._head()
+
+    def _draw(self, rows: pd.DataFrame | None) -> None:
+        for source in self._sources:
+            columns = list(source.data)
+            if rows is None:
+                source.data = {c: self._history.curves[c].to_numpy() for c in columns}
+            elif len(rows):
+                source.stream({c: rows[c].to_numpy() for c in columns}, rollover=2 * MOST_POINTS)
+
+    def _write(self) -> None:
+        history = self._history
+        latest = history.validations[-1] if history.validations else None
+        if latest is not self._validated:
+            self._validated = latest
+            table = plots.in_percent(pd.DataFrame(history.validations))
+            for source in self._wer_sources:
+                source.data = {c: table[c].to_numpy() for c in source.data}
+            self._samples.value = self._clips()
+        if history.log and history.log[-1] is not self._logged:
+            self._logged = history.log[-1]
+            self._log.value = str(_log_html(history.log))
+
+    def _head(self) -> str:
+        history, run = self._history, self._run
+        state, last = history.state, history.last
+        quiet = time.time() - last.get("time", time.time())
+        if state in {"running", "new"} and quiet > SILENCE and not run.locked():
+            state = "interrupted"
+        done, steps = history.step, _number(history.start.get("steps"))
+        row = history.curves.iloc[-20:].mean(numeric_only=True).to_dict() if len(history.curves) else {}
+        wers = [100 * _number(v.get("wer")) for v in history.validations]
+        epochs = _number(history.start.get("epochs"))
+        tiles = {
+            "step": f"{done:.0f} / {_show(steps, '.0f')}",
+            "epoch": f"{_show(row and history.curves.epoch.iloc[-1] + 1, '.0f')} / {_show(epochs, '.0f')}",
+            "time left": "none" if history.ended else _clock(history.remaining),
+            "loss, smoothed": _show(row and history.curves.smoothed.iloc[-1], ".3f"),
+            "validation WER": f"{_show(wers[-1], '.2f')} %" if wers else "–",
+            "audio-seconds per second": _show(row.get("speed"), ".1f"),
+            "waiting for input": _show(row.get("wait"), ".1f", " %"),
+            "padding": _show(row.get("padding"), ".1f", " %"),
+            "memory": _show(row.get("memory"), ".2f", " GB"),
+        }
+        share = 100 * min(done / steps, 1) if steps > 0 else 0
+        return str(
+            Html(
+                '<div class="speechlab"><div class="headline"><span class="badge {}" role="status">{}</span>{}{}</div>'
+                '<div class="bar" role="progressbar" aria-valuenow="{:.0f}" aria-valuemin="0" aria-valuemax="100"><div style="width:{:.1f}%"></div></div>'
+                '<div class="tiles">{}</div></div>'
+            ).format(
+                state,
+                state,
+                run.id,
+                f" · no event for {clock(60 * (quiet // 60))}" if quiet > SILENCE and not history.ended else "",
+                share,
+                share,
+                Html("").join(Html("<div><b>{}</b><span>{}</span></div>").format(value, name) for name, value in tiles.items()),
+            )
+        )
+
+    def _clips(self) -> str:
+        if not self._history.validations:
+            return ""
+        latest = self._history.validations[-1]
+        rows = [
+            {"id": s.get("id", ""), "reference": s.get("reference", ""), "hypothesis": s.get("hypothesis", ""), "audio": _sound(self._run, s.get("audio"))}
+            for s in latest.get("samples") or []
+        ]
+        body = samples_html(rows, self._normaliser)
+        return str(Html('<div class="speechlab"><h3>Validation clips at step {}</h3>{}</div>').format(latest.get("step", "–"), body))
+
+
+def _figure(element: Any) -> Any:
+    """A figure whose ranges follow the data that is streamed into it."""
+    figure = hv.render(element, backend="bokeh")
+    if isinstance(figure.x_range, Range1d):
+        figure.x_range = DataRange1d(range_padding=0.05)
+    floor = {"start": 0} if figure.y_range.start == 0 else {}
+    figure.y_range = DataRange1d(range_padding=0.08, **floor)
+    return figure
+
+
+def _sound(run: Run, name: Any) -> bytes | None:
+    """A clip of the run's own samples folder, or None: an event cannot name a file outside it."""
+    folder = run.path / "samples"
+    path = (run.path / str(name)).resolve()
+    if not (path.is_relative_to(folder.resolve()) and path.suffix == ".mp3" and path.is_file()):
+        return None
+    return path.read_bytes()
+
+
+def _log_html(log: list[Event]) -> Html:
+    lines = Html("").join(
+        Html('<li class="{}">{}</li>').format(
+            "failure" if event["kind"] == "failure" else event.get("level", "info"),
+            event.get("error") if event["kind"] == "failure" else event.get("text"),
+        )
+        for event in reversed(log)
+    )
+    return Html('<div class="speechlab"><h3>Messages, newest first</h3><ul class="log" role="log">{}</ul></div>').format(lines)
+
+
+def _number(value: Any, default: float = float("nan")) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
+
+
+def _show(value: Any, pattern: str, unit: str = "") -> str:
+    number = _number(value)
+    return "–" if number != number else f"{number:{pattern}}{unit}"
+
+
+def _clock(seconds: Seconds) -> str:
+    return "–" if seconds != seconds else clock(seconds)
+
+
+# -- a page of its own ---------------------------------------------------------------------------
+
+
+def page(run: Run | str | Path) -> pn.Template:
+    """The board as a web page that is light or dark as its reader's system is."""
+    template = pn.Template(PAGE)
+    template.add_panel("board", Board(run).panel())
+    return template
+
+
+def serve(run: Run | str | Path, port: int = 5006, address: str = "127.0.0.1", show: bool = False, threaded: bool = False) -> Any:
+    """Serve a run's board on this machine.
+
+    Args:
+        run: A run, or the path of its directory.
+        port: TCP port.
+        address: A loopback address; the board has no login.
+        show: Whether to open a browser.
+        threaded: Return at once and serve from a thread, whose ``stop()`` ends it; else block.
+
+    Raises:
+        InputError: if the port is taken or the address is not this machine's own.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    if address not in {"127.0.0.1", "::1", "localhost"}:
+        raise InputError(
+            "The board has no login and is served to this machine only.",
+            got=address,
+            expected="127.0.0.1",
+            do=f"forward the port: ssh -L {port}:127.0.0.1:{port} THIS_MACHINE",
+        )
+    _check_free(address, port)
+    origin = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    return pn.serve(
+        lambda: page(run), address=address, port=port, websocket_origin=[origin], show=show, threaded=threaded, verbose=False, title=f"{run.id}: board"
+    )
+
+
+def _check_free(address: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except (OSError, OverflowError) as e:
+            raise InputError("The port cannot be had.", got=f"{address}:{port} ({e})", expected="a free port", do=f"choose another: --port {port + 1}") from None

@@ -1,0 +1,318 @@
+"""The command line: the same names as from Python and in the notebooks.
+
+An error that is the user's to mend is printed without a traceback, with exit status 2; training that
+failed gives 1, Ctrl-C 130. Everything heavy is imported inside the command that needs it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from speechlab import config as configs
+from speechlab import runs
+from speechlab.errors import InputError
+from speechlab.units import clock
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train, evaluate, compare and explain speech recognition.",
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="YAML file of the experiment")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value in place of the file's; repeatable")]
+RunArgument = Annotated[str, typer.Argument(help="run id, path, or latest")]
+QUICKSTART = Path("configs/quickstart.yaml")
+
+
+def main() -> None:
+    """Run the command line and turn errors into exit statuses."""
+    try:
+        app()
+    except InputError as e:
+        err.print(str(e), markup=False, style="red")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        err.print("stopped")
+        raise SystemExit(130) from None
+    except RuntimeError as e:
+        if type(e).__name__ not in {"TrainingFailed", "NotebookError"}:
+            raise
+        err.print(str(e), markup=False, style="red")
+        raise SystemExit(1) from None
+
+
+@app.command()
+def train(
+    config: ConfigOption = QUICKSTART,
+    set_: SetOption = None,
+    resume: Annotated[str | None, typer.Option(help="go on with this run instead of making a new one")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="validate, show plan, padding, steps and estimated time, and stop")] = False,
+    progress: Annotated[bool, typer.Option(help="show a progress bar")] = True,
+) -> None:
+    """Train on a config; the run directory is printed at the end. Ctrl-C saves and stops, twice ends at once."""
+    from speechlab import cluster, tracking
+
+    if resume is not None:
+        run = runs.find(resume)
+    else:
+        experiment = configs.load(config, set_ or [])
+        if dry_run:
+            _dry_run(experiment)
+            return
+        run = runs.Run.create(experiment)
+    with tracking.Follower(run), _Progress(run, progress):
+        state = cluster.drive(run)
+    out.print(f"{state}: {run.path}", markup=False)
+    if state == "stopped":
+        out.print(f"go on with: speechlab train --resume {run.id}", markup=False)
+        raise SystemExit(130)
+
+
+@app.command()
+def evaluate(run: RunArgument = "latest") -> None:
+    """Evaluate a run's models on its test clips: before and after, clean and noisy, with intervals."""
+    from speechlab import evaluation, tracking
+
+    found = runs.find(run)
+    done = evaluation.evaluate_run(found)
+    table = evaluation.summary(done, found.config)
+    shown = Table("system", "condition", "clips", "WER %", "95 % interval", "S / D / I", "CER %", "raw WER %", "RTF")
+    for row in table.itertuples():
+        shown.add_row(
+            str(row.label),
+            str(row.condition),
+            str(row.clips),
+            f"{100 * float(row.wer):.2f}",  # type: ignore[arg-type]
+            f"{100 * float(row.low):.2f} to {100 * float(row.high):.2f}",  # type: ignore[arg-type]
+            f"{row.substitutions} / {row.deletions} / {row.insertions}",
+            f"{100 * float(row.cer):.2f}",  # type: ignore[arg-type]
+            f"{100 * float(row.wer_raw):.2f}",  # type: ignore[arg-type]
+            f"{float(row.rtf):.4f}",  # type: ignore[arg-type]
+        )
+    out.print(shown)
+    out.print(f"intervals: bootstrap over utterances (these speakers); normaliser: {done[0].normaliser}", markup=False)
+    with tracking.Follower(found):
+        pass
+
+
+@app.command()
+def report(
+    config: ConfigOption = QUICKSTART,
+    set_: SetOption = None,
+    run: Annotated[str | None, typer.Option(help="report on this run; an unfinished one goes on first")] = None,
+) -> None:
+    """Train, evaluate and write one self-contained HTML file; its path is the last line."""
+    from speechlab import report as reports
+
+    began = time.monotonic()
+    found = runs.find(run) if run else runs.Run.create(configs.load(config, set_ or []))
+    with _Meter() as meter:
+        path = reports.make(found, command=shlex.join(["speechlab", *sys.argv[1:]]))
+    for line in reports.costs(found):
+        out.print(line, markup=False)
+    out.print(f"in all          {clock(time.monotonic() - began)}, peak memory {meter.peak / 1e9:.1f} GB over all processes", markup=False)
+    out.print(str(path), markup=False)
+
+
+@app.command()
+def fetch(config: ConfigOption = QUICKSTART, set_: SetOption = None) -> None:
+    """Fetch an experiment's corpus and weights into the cache; nothing is fetched twice."""
+    corpus, start = _inputs(configs.load(config, set_ or []))
+    clips = ", ".join(f"{split} {len(cuts)}" for split, cuts in corpus.cuts.items())
+    out.print(f"corpus  {corpus.name} ({corpus.language}): {clips} clips; {len(corpus.set_aside)} set aside", markup=False)
+    out.print(f"        {corpus.licence}; {corpus.attribution}", markup=False)
+    out.print(f"weights {start.name} from {start.source}: {start.licence}", markup=False)
+
+
+@app.command()
+def dashboard(
+    run: RunArgument = "latest",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5006,
+    address: Annotated[str, typer.Option(help="interface to bind; loopback unless told otherwise")] = "127.0.0.1",
+    show: Annotated[bool, typer.Option(help="open a browser")] = False,
+) -> None:
+    """Serve the board of a run on a page, live."""
+    from speechlab import board
+
+    found = runs.find(run)
+    out.print(f"board of {found.id} on http://{address}:{port} (Ctrl-C ends it)", markup=False)
+    board.serve(found, port=port, address=address, show=show)
+
+
+@app.command()
+def stop(run: RunArgument = "latest") -> None:
+    """Ask a training run to save and stop after the step at hand."""
+    found = runs.find(run)
+    if found.state != "running":
+        raise InputError(f"Run {found.id} is not training.", got=found.state, expected="running")
+    found.stop()
+    out.print(f"{found.id} stops after this step; go on with: speechlab train --resume {found.id}", markup=False)
+
+
+@app.command()
+def track(run: RunArgument = "latest") -> None:
+    """Send MLflow what it does not have of a run yet."""
+    from speechlab import tracking
+
+    found = runs.find(run)
+    try:
+        sent = tracking.catch_up(found)
+    except Exception as e:
+        raise InputError(
+            "MLflow cannot be reached.",
+            got=f"{type(e).__name__}: {str(e)[:300]}",
+            expected=tracking.uri_for(found),
+            do="start it, or mend tracking.uri",
+        ) from None
+    out.print(f"{sent} events sent to {tracking.uri_for(found)}", markup=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, reachable and cached, with a remedy for each line that is not well."""
+    from speechlab import doctor as checks
+
+    worst = 0
+    for check in checks.examine():
+        mark = {"ok": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad [/]"}[check.state]
+        out.print(mark, end=" ")
+        out.print(f"{check.what:<22} {check.found}" + (f"\n     {'':<22} do: {check.remedy}" if check.remedy else ""), markup=False)
+        worst = max(worst, check.state == "bad")
+    raise SystemExit(int(worst))
+
+
+def _inputs(experiment: configs.Experiment) -> tuple[Any, Any]:
+    from speechlab import corpora, models
+    from speechlab.models import weights
+
+    models.check_family(experiment.model.family)
+    corpus = corpora.configured(experiment.corpus)
+    return corpus, weights.resolve(experiment.model.family, experiment.model.weights, experiment.model.revision)
+
+
+def _dry_run(experiment: configs.Experiment) -> None:
+    from speechlab import training
+
+    corpus, start = _inputs(experiment)
+    clips = training.Clips.of(corpus)
+    plan = training.plan_for(experiment, clips)
+    summary = plan.summary()
+    epochs = experiment.training.epochs
+    with out.status("timing three steps of the plan"):
+        estimate = training.estimate(experiment, clips, plan, str(start.path))
+    lines = {
+        "config": f"{experiment.name}, signature {experiment.signature}",
+        "corpus": f"{corpus.name} ({corpus.language}), manifest {corpus.manifest_sha256[:12]}, "
+        + ", ".join(f"{k} {len(v)}" for k, v in corpus.cuts.items())
+        + " clips",
+        "weights": f"{start.name} from {start.source}, sha256 {start.sha256[:12]}",
+        "steps": f"{summary.steps * epochs} in {epochs} epochs, {experiment.training.micro_batches} micro-batches each, {summary.full_steps} an epoch at 30 s",
+        "audio": f"{clock(summary.audio)} an epoch",
+        "padding": f"{100 * summary.padding:.1f} % of the batches; with margins and 30 s steps the encoder hears {clock(summary.heard)} an epoch",
+        "workers": f"{experiment.cluster.workers} on {experiment.cluster.device}",
+        "estimated time": f"{clock(estimate)} of steps on this machine in one process, validation and start-up not included",
+    }
+    for name, text in lines.items():
+        out.print(f"{name:<15} {text}", markup=False)
+
+
+class _Progress:
+    """A progress bar over a run's events, from a thread that reads them."""
+
+    def __init__(self, run: runs.Run, shown: bool) -> None:
+        self._run, self._shown = run, shown
+
+    def __enter__(self) -> _Progress:
+        import threading
+
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._show, daemon=True)
+        if self._shown:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._shown:
+            self._thread.join()
+
+    def _show(self) -> None:
+        from tqdm.std import tqdm
+
+        tail, bar = self._run.tail(), None
+        tail.read()  # what an earlier driver wrote is not news
+        out.print(f"run {self._run.path}\nstarting workers …", markup=False)
+        while not self._over.wait(0.3):
+            for event in tail.read():
+                if event["kind"] == "start":
+                    bar = tqdm(total=event["steps"], initial=event["resumed_from"] or 0, unit="step")
+                elif event["kind"] == "step" and bar is not None:
+                    bar.update(event["step"] - bar.n)
+                    bar.set_postfix_str(f"loss {event['loss']:.3f}" if event["loss"] is not None else "")
+                elif event["kind"] == "validation" and bar is not None:
+                    bar.write(f"epoch {event['epoch'] + 1}: validation WER {100 * event['wer']:.2f} %")
+                elif event["kind"] == "message":
+                    tqdm.write(f"{event['level']}: {event['text']}")
+        if bar is not None:
+            bar.close()
+
+
+class _Meter:
+    """Peak memory of this process and all below it, looked at twice a second.
+
+    Proportional set size where the system gives it: shared libraries count once.
+    """
+
+    peak = 0.0
+
+    def __enter__(self) -> _Meter:
+        import threading
+
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import psutil
+
+        me = psutil.Process()
+        while not self._over.wait(2.0):
+            self.peak = max(self.peak, sum(_memory(p) for p in [me, *me.children(recursive=True)]))
+
+
+def _memory(process: Any) -> float:
+    import psutil
+
+    try:
+        try:
+            return (
+                float(
+                    next(
+                        line.split()[1]
+                        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+                        if line.startswith("Pss:")
+                    )
+                )
+                * 1024
+            )
+        except (OSError, StopIteration):
+            return float(process.memory_info().rss)
+    except psutil.Error:
+        return 0.0

@@ -1,0 +1,322 @@
+"""Where training runs: Ray workers, from one process on this machine to many nodes.
+
+Three ways in: :func:`drive` trains a run from this process, :func:`launch` does so in a process of its own
+(what the notebook uses, so that the kernel stays free), :func:`finished` waits for it. Checkpoints and
+events live in the run directory, not in Ray's: a lost worker is restarted by Ray, finds its place
+there, and a lost driver is resumed by driving the same run again.
+
+On a cluster of several nodes the run directory must lie on storage that all of them mount. Not
+covered yet: elastic worker counts, storage by URI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from speechlab.config import Experiment
+from speechlab.errors import InputError
+from speechlab.runs import Run, write_atomic
+from speechlab.units import Seconds
+
+STOP_GRACE: Seconds = 60.0  # from the first Ctrl-C until the workers are ended without their consent
+RESOURCE_WAIT: Seconds = 60.0
+
+
+class TrainingFailed(RuntimeError):
+    """Training ended with an error that is not the user's input; the run can be resumed."""
+
+
+def drive(run: Run, *, quiet: bool = True) -> str:
+    """Train a run to its end, or until it is stopped.
+
+    Ctrl-C or SIGTERM once saves a checkpoint and stops; twice ends the workers at once.
+
+    Args:
+        run: New, or interrupted: it goes on from its newest intact checkpoint.
+        quiet: Keep Ray's own log out of the terminal.
+
+    Returns:
+        The run's state: ``finished`` or ``stopped``.
+
+    Raises:
+        InputError: if the input is at fault, or Ray cannot start.
+        TrainingFailed: if workers were lost more often than ``cluster.max_failures``, or raised.
+    """
+    experiment = run.config
+    with run.lock():
+        run.stop_file.unlink(missing_ok=True)
+        try:
+            with _signals(run) as interrupts:
+                if experiment.cluster.workers == 0:
+                    _work(run.path, _alone(experiment))
+                else:
+                    _drive_ray(run, experiment, interrupts, quiet)
+        except InputError as e:
+            _fail(run, str(e))
+            raise
+        except Exception as e:
+            _fail(run, f"{type(e).__name__}: {e}")
+            raise
+    state = run.state
+    if state == "failed":
+        raise TrainingFailed(
+            f"Run {run.id} failed.\n{_last_error(run)}\n  do:       mend the cause, then: speechlab train --resume {run.id}"
+        )
+    return state
+
+
+def launch(run: Run) -> subprocess.Popen[bytes] | None:
+    """Drive a run in a process and session of its own, which outlives this one; output in driver.log.
+
+    Returns:
+        The process, or None where nothing is to be done: the run has finished, or is being driven already.
+    """
+    if run.state in ("finished", "running"):
+        return None
+    log = open(run.path / "driver.log", "ab")  # noqa: SIM115 - the child's
+    return subprocess.Popen(
+        [sys.executable, "-m", "speechlab", "train", "--resume", str(run.path), "--no-progress"],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+async def finished(run: Run, process: subprocess.Popen[bytes] | None = None, poll: Seconds = 0.2) -> str:
+    """Wait without blocking the kernel until a launched run has ended.
+
+    Args:
+        run: The run.
+        process: From :func:`launch`; without one, another process drives the run.
+        poll: Between two looks.
+
+    Returns:
+        ``finished`` or ``stopped``.
+
+    Raises:
+        TrainingFailed: with the worker's error in readable form.
+    """
+    while process.poll() is None if process else run.locked():
+        await asyncio.sleep(poll)
+    if run.state in ("finished", "stopped"):
+        return run.state
+    if run.state == "failed":
+        raise TrainingFailed(f"Run {run.id} failed.\n{_last_error(run)}")
+    log = run.path / "driver.log"
+    tail = log.read_text("utf-8", "replace")[-2000:] if log.exists() else ""
+    raise TrainingFailed(
+        f"The process that drove run {run.id} ended before the run did.\n{tail}\n  do:       go on with: speechlab train --resume {run.id}"
+    )
+
+
+# -- one worker ---------------------------------------------------------------------------------
+
+
+def _work(path: Path, world: Any) -> None:
+    """What every worker does: prepare, train, and on rank 0 write the events."""
+    from speechlab import corpora, provenance, training
+    from speechlab.models import weights
+
+    run = Run(path)
+    experiment = run.config
+    try:
+        corpus = corpora.configured(experiment.corpus)
+        start = weights.resolve(experiment.model.family, experiment.model.weights, experiment.model.revision)
+        if world.rank == 0 and not run.provenance:
+            record = provenance.collect(
+                experiment,
+                corpus.manifest_sha256,
+                {"name": start.name, "source": start.source, "sha256": start.sha256, "revision": start.revision, "licence": start.licence},
+            )
+            write_atomic(run.path / "provenance.json", provenance.to_json(record))
+        for event in training.train(experiment, corpus, str(start.path), run, world):
+            if world.rank == 0:
+                run.append(event)
+    except InputError as e:
+        # the driver ends the run at this event: restarting would meet the same input again
+        _fail(run, str(e))
+        raise
+
+
+def _ray_worker(settings: dict[str, Any]) -> None:
+    import ray.train
+    import torch
+
+    from speechlab.training import World
+
+    context = ray.train.get_context()
+    torch.set_num_threads(settings["threads"])
+    device = str(ray.train.torch.get_device())
+    _work(Path(settings["run"]), World(context.get_world_rank(), context.get_world_size(), device))
+
+
+def _alone(experiment: Experiment) -> Any:
+    import torch
+
+    from speechlab.training import World
+
+    return World(device=resolve_device(experiment.cluster.device, torch.cuda.is_available()))
+
+
+def resolve_device(wanted: str, cuda: bool) -> str:
+    """``auto`` is CUDA where there is one.
+
+    Raises:
+        InputError: if CUDA is asked for and absent.
+    """
+    if wanted == "cuda" and not cuda:
+        raise InputError(
+            "No CUDA device was found.", got="cluster.device: cuda", expected="a machine with a GPU", do="set cluster.device to auto or cpu"
+        )
+    return "cuda" if cuda and wanted != "cpu" else "cpu"
+
+
+# -- the driver ---------------------------------------------------------------------------------
+
+
+def _drive_ray(run: Run, experiment: Experiment, interrupts: list[float], quiet: bool) -> None:
+    # read by Ray when it is imported, and handed on to its controller and workers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    wanted = experiment.cluster
+    cores = _cores()
+    threads = max(1, cores // wanted.workers) if wanted.address is None else 1
+    _start_ray(wanted.address, cores=max(cores, wanted.workers) + 1, quiet=quiet)
+    try:
+        resources = ray.cluster_resources()
+        device = resolve_device(wanted.device, resources.get("GPU", 0) > 0)
+        kind = "GPU" if device == "cuda" else "CPU"
+        if resources.get(kind, 0) < wanted.workers:
+            raise InputError(
+                f"The cluster has too few {kind}s for the workers.",
+                got=f"{resources.get(kind, 0):g} {kind}s",
+                expected=f"at least cluster.workers = {wanted.workers}",
+                do="lower cluster.workers or add nodes",
+            )
+        trainer = TorchTrainer(
+            _ray_worker,
+            train_loop_config={"run": str(run.path), "threads": threads},
+            torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=wanted.workers, use_gpu=device == "cuda", resources_per_worker={"CPU": 1} if device == "cpu" else None
+            ),
+            run_config=RunConfig(
+                # a name of its own for each drive: Ray resumes a name it knows, and the run directory does that here
+                name=f"{run.id}-{time.time_ns()}",
+                storage_path=str(run.path / "ray"),
+                failure_config=FailureConfig(max_failures=wanted.max_failures, controller_failure_limit=3),
+                logging_config=LoggingConfig("ERROR") if quiet else None,
+            ),
+        )
+        outcome: dict[str, BaseException] = {}
+        # in a thread, where fit() installs no signal handler of its own
+        fit = threading.Thread(target=_fit, args=(trainer, outcome), daemon=True)
+        already = sum(e["kind"] == "failure" for e in run.events())
+        fit.start()
+        while fit.is_alive():
+            fit.join(0.2)
+            if sum(e["kind"] == "failure" for e in run.events()) > already:
+                break  # bad input: no restart will mend it
+            if len(interrupts) > 1 or (interrupts and time.monotonic() - interrupts[0] > STOP_GRACE):
+                run.append({"kind": "stopped", "step": _last_step(run)})
+                break
+        if "error" in outcome:
+            raise TrainingFailed(_worker_error(outcome["error"]))
+    finally:
+        ray.shutdown()
+
+
+def _fit(trainer: Any, outcome: dict[str, BaseException]) -> None:
+    try:
+        trainer.fit()
+    except BaseException as e:
+        outcome["error"] = e
+
+
+def _start_ray(address: str | None, *, cores: int, quiet: bool) -> None:
+    import ray
+
+    if address is not None:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # what a head of this version expects of others
+    local: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": 200 * 1024**2} if address is None else {}
+    try:
+        ray.init(address=address, log_to_driver=not quiet, logging_level="ERROR", **local)
+    except Exception as e:
+        raise InputError(
+            "Ray could not start." if address is None else "The Ray cluster cannot be reached.",
+            got=f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}",
+            expected="room for its processes and a writable /tmp/ray" if address is None else f"a Ray head at {address}",
+            do="see speechlab doctor; cluster.workers=0 trains in this process without Ray",
+        ) from None
+    with suppress(OSError):
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)  # Ray writes it readable to all
+
+
+@contextmanager
+def _signals(run: Run) -> Iterator[list[float]]:
+    """Turn the first SIGINT or SIGTERM into the run's stop file, and note when each came."""
+    came: list[float] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        came.append(time.monotonic())
+        run.stop()
+        if len(came) > 1 and run.config.cluster.workers == 0:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _fail(run: Run, error: str) -> None:
+    if _last_error(run) != error or run.events()[-1]["kind"] != "failure":
+        with suppress(InputError, OSError):  # a full disk cannot take the event either; the caller raises
+            run.append({"kind": "failure", "error": error})
+
+
+def _last_error(run: Run) -> str:
+    return next((e["error"] for e in reversed(run.events()) if e["kind"] == "failure"), "")
+
+
+def _last_step(run: Run) -> int:
+    return next((e["step"] for e in reversed(run.events()) if e["kind"] == "step"), 0)
+
+
+def _worker_error(error: BaseException) -> str:
+    """The cause in one readable cell: the first worker's exception without Ray's wrapping."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for rank, cause in sorted(failures.items()):
+        lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+        return f"worker {rank}: " + "\n".join(lines[-12:])
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,229 @@
+"""What every corpus is made of: lhotse cuts by split, what was set aside and why, and a manifest with a hash.
+
+Notable: nothing is left out in silence (clips kept, set aside and beyond a limit add up to the rows of the
+input), and a clip that carries a digest of its samples is checked against it each time it is loaded.
+
+Not covered: cuts that mix or join recordings, several channels.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speechlab import audio, fetch
+from speechlab.errors import InputError
+from speechlab.units import SAMPLE_RATE, Seconds
+
+if TYPE_CHECKING:  # lhotse loads torch, and `import speechlab.corpora` stays light
+    from lhotse import CutSet, MonoCut  # type: ignore[import-untyped]
+
+SPLITS = ("train", "dev", "test")
+PCM = "pcm-sha256:"  # before a digest by audio.pcm_sha256
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A row of the input that became no clip, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Speech with its texts, ready for training and evaluation.
+
+    Attributes:
+        name: As given to ``prepare``.
+        language: BCP-47.
+        cuts: ``train``, ``dev`` and ``test``, each sorted by id; a cut is a whole 16 kHz mono file with one
+            supervision (text, speaker, language).
+        licence: Under which the recordings may be used.
+        attribution: Who is to be named wherever they are.
+        set_aside: Rows that are no clips, with reasons.
+        notes: Counts and remarks; ``rows`` of the input, clips ``beyond_limit``.
+        manifest_sha256: Over the lines of :attr:`manifest`, each ended by a newline.
+    """
+
+    name: str
+    language: str
+    cuts: dict[str, CutSet]
+    licence: str
+    attribution: str
+    set_aside: list[SetAside]
+    notes: dict[str, Any]
+    manifest_sha256: str
+
+    @property
+    def manifest(self) -> list[str]:
+        """A line of canonical JSON for every clip."""
+        return manifest([cut for split in SPLITS for cut in self.cuts[split]])
+
+    @property
+    def clips(self) -> dict[str, int]:
+        """Clips in each split."""
+        return {split: len(self.cuts[split]) for split in SPLITS}
+
+    @property
+    def seconds(self) -> dict[str, Seconds]:
+        """Seconds of audio in each split."""
+        return {split: sum(cut.duration for cut in self.cuts[split]) for split in SPLITS}
+
+
+def load_audio(cut: MonoCut) -> audio.Wave:
+    """The samples of a cut.
+
+    Args:
+        cut: Of a :class:`Corpus`.
+
+    Returns:
+        ``wave_N``, 16 kHz, float32, full scale 1.
+
+    Raises:
+        InputError: if the file is missing, damaged, of another duration than the manifest says, or holds other
+            samples than when the corpus was prepared.
+    """
+    wave_N = audio.decode(cut.recording.sources[0].source, expected_seconds=cut.recording.duration)
+    expected = (cut.custom or {}).get("audio", "")
+    if expected.startswith(PCM) and (got := PCM + audio.pcm_sha256(wave_N)) != expected:
+        raise InputError("A clip holds other samples than when its corpus was prepared.", got=f"{cut.id}: {got}", expected=expected,
+                         do=f"delete {cut.recording.sources[0].source} and prepare the corpus again")  # fmt: skip
+    start = round(cut.start * SAMPLE_RATE)
+    return wave_N[start : start + round(cut.duration * SAMPLE_RATE)]
+
+
+def clip(id: str, path: str, samples: int, text: str, speaker: str, language: str, split: str, digest: str) -> MonoCut:
+    """A cut over a whole 16 kHz mono file, with its one supervision.
+
+    Args:
+        id: Of the clip.
+        path: Of the file; relative to the folder of :func:`prepared`, or absolute.
+        samples: How many the file has.
+        text: What is said.
+        speaker: Who says it.
+        language: BCP-47.
+        split: One of :data:`SPLITS`.
+        digest: Of the audio, with the kind before a colon.
+    """
+    from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+
+    seconds = samples / SAMPLE_RATE
+    recording = Recording(id, [AudioSource("file", [0], path)], SAMPLE_RATE, samples, seconds)
+    said = SupervisionSegment(id, id, 0.0, seconds, 0, text, language, speaker)
+    return MonoCut(id, 0.0, seconds, 0, [said], recording=recording, custom={"split": split, "audio": digest})
+
+
+def manifest(cuts: Iterable[MonoCut]) -> list[str]:
+    """A line of canonical JSON for every cut: id, split, duration, text, speaker, language and digest of the audio."""
+    lines = []
+    for cut in cuts:
+        (said,) = cut.supervisions
+        row = {"id": cut.id, "split": cut.custom["split"], "duration": round(cut.duration, 6), "text": said.text,
+               "speaker": said.speaker, "language": said.language, "audio": cut.custom["audio"]}  # fmt: skip
+        lines.append(json.dumps(row, sort_keys=True, ensure_ascii=False, separators=(",", ":")))
+    return lines
+
+
+Built = tuple[list["MonoCut"], list[SetAside], dict[str, Any]]
+
+
+def prepared(folder: Path, build: Callable[[Path], Built]) -> Built:
+    """What ``build`` made, now or in an earlier call.
+
+    Args:
+        folder: Where it is kept; its name changes with whatever the result depends on.
+        build: Makes cuts, rows set aside and notes, and may write audio into the folder it is given.
+
+    Returns:
+        Cuts whose paths are absolute, rows set aside, notes.
+    """
+    if built := _read(folder):
+        return built
+    with fetch.locked(folder):
+        if built := _read(folder):
+            return built
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        cuts, set_aside, notes = build(part)
+        with gzip.open(part / "cuts.jsonl.gz", "wt", encoding="utf-8") as f:
+            f.writelines(json.dumps(cut.to_dict(), ensure_ascii=False) + "\n" for cut in cuts)
+        (part / "manifest.jsonl").write_text("".join(line + "\n" for line in manifest(cuts)), "utf-8")
+        state = {"set_aside": [asdict(row) for row in set_aside], "notes": notes}
+        (part / "state.json").write_text(json.dumps(state, ensure_ascii=False, indent=1), "utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
+        built = _read(folder)
+    assert built, f"{folder} was just written"
+    return built
+
+
+def assemble(name: str, language: str, licence: str, attribution: str, built: Built, max_seconds: Seconds, limit: int | None) -> Corpus:
+    """A corpus from what was prepared: clips that are too long set aside, splits cut to the limit, the manifest hashed.
+
+    Args:
+        name: Of the corpus.
+        language: BCP-47.
+        licence: Of the recordings.
+        attribution: Whom to name.
+        built: From :func:`prepared`.
+        max_seconds: Longer clips are set aside.
+        limit: Clips a split at most: the first by the hash of their id, so that they are a sample of it.
+
+    Raises:
+        InputError: if a split is empty.
+    """
+    from lhotse import CutSet
+
+    clips, set_aside, notes = built
+    long = [cut for cut in clips if cut.duration > max_seconds]
+    set_aside = set_aside + [SetAside(cut.id, f"{cut.duration:.2f} s long, over max_seconds {max_seconds:g}") for cut in long]
+    cuts, beyond = {}, 0
+    for split in SPLITS:
+        fit = [cut for cut in clips if cut.custom["split"] == split and cut.duration <= max_seconds]
+        kept = sorted(fit, key=lambda cut: hashlib.sha256(cut.id.encode()).digest())[:limit]
+        beyond += len(fit) - len(kept)
+        if not kept:
+            raise InputError(f"The {split} split of {name} is empty.", got=f"{len(long)} clips over max_seconds {max_seconds:g}",
+                             expected="at least one clip", do="raise max_seconds, or see set_aside for what was left out")  # fmt: skip
+        cuts[split] = CutSet.from_cuts(sorted(kept, key=lambda cut: cut.id))
+    lines = manifest([cut for split in SPLITS for cut in cuts[split]])
+    digest = hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
+    set_aside.sort(key=lambda row: row.id)
+    return Corpus(name, language, cuts, licence, attribution, set_aside, {**notes, "beyond_limit": beyond}, digest)
+
+
+def overlap(cuts: Sequence[MonoCut], key: Callable[[str], str]) -> set[str]:
+    """Ids of the train and dev clips whose text, under ``key``, stands in the test split."""
+    tested = {key(cut.supervisions[0].text) for cut in cuts if cut.custom["split"] == "test"}
+    return {cut.id for cut in cuts if cut.custom["split"] != "test" and key(cut.supervisions[0].text) in tested}
+
+
+def _read(folder: Path) -> Built | None:
+    """What is kept in a folder; None if nothing is, or audio that belongs into it is gone."""
+    from lhotse import MonoCut
+
+    try:
+        state = json.loads((folder / "state.json").read_text("utf-8"))
+        with gzip.open(folder / "cuts.jsonl.gz", "rt", encoding="utf-8") as f:
+            rows = [json.loads(line) for line in f]
+    except OSError:
+        return None
+    cuts = []
+    for row in rows:
+        (source,) = row["recording"]["sources"]
+        path = Path(source["source"])
+        if not path.is_absolute():
+            path = folder / path
+            if not path.exists():
+                return None
+        source["source"] = str(path)
+        cuts.append(MonoCut.from_dict(row))
+    return cuts, [SetAside(**row) for row in state["set_aside"]], state["notes"]

@@ -1,0 +1,184 @@
+"""HTML from plain values: transcripts side by side, players, tables, definition lists.
+
+:class:`Html` escapes whatever is formatted into it with :func:`speechlab.text.escape` unless it is
+``Html`` itself, so untrusted text becomes markup nowhere: forgetting the escape is not possible, only
+writing ``Html(untrusted)`` is. Colours are half transparent over the reader's own background and
+always paired with a second sign (strike, underline), so pages read in light, in dark, in
+JupyterLab's themes and without colour vision.
+
+Not covered: Markdown; layouts (see :mod:`speechlab.board`).
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from speechlab import text
+from speechlab.scoring import align
+
+CSS = """
+.speechlab { font: 14px/1.45 system-ui, sans-serif; color: inherit; overflow-x: auto; padding-bottom: 4px; }
+.speechlab table { border-collapse: collapse; margin: .4em 0; font-size: inherit; }
+.speechlab caption { text-align: left; padding: .2em 0; opacity: .8; }
+.speechlab th, .speechlab td { text-align: left; vertical-align: top; padding: .35em .7em; border-bottom: 1px solid #8884; }
+.speechlab th { font-weight: 600; border-bottom: 1px solid #888a; }
+.speechlab .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.speechlab .faint { opacity: .75; font-size: .9em; overflow-wrap: anywhere; }
+.speechlab dl { display: grid; grid-template-columns: max-content 1fr; gap: .15em 1em; margin: .4em 0; }
+.speechlab dt { opacity: .8; } .speechlab dd { margin: 0; overflow-wrap: anywhere; }
+.speechlab s, .speechlab u { padding: 0 .15em; border-radius: .2em; text-decoration-thickness: 2px; text-underline-offset: 3px; }
+.speechlab s.del { background: #0072b238; text-decoration-color: #0072b2; }
+.speechlab u.ins { background: #d55e0038; text-decoration: underline double #d55e00; }
+.speechlab .sub s { background: #cc79a730; text-decoration-color: #cc79a7; opacity: .8; }
+.speechlab .sub u { background: #cc79a748; text-decoration: underline wavy 1.5px #cc79a7; }
+.speechlab audio { height: 32px; width: 230px; max-width: 100%; display: block; margin-top: .3em; }
+@media (max-width: 640px) {
+  .speechlab .samples thead { display: none; }
+  .speechlab .samples tr, .speechlab .samples td { display: block; border: 0; padding: .15em 0; text-align: left; }
+  .speechlab .samples tr { border-bottom: 1px solid #8886; padding: .6em 0; }
+  .speechlab .samples td[data-label]::before { content: attr(data-label) ": "; opacity: .7; font-size: .85em; }
+  .speechlab dl { grid-template-columns: 1fr; gap: 0; } .speechlab dd { margin: 0 0 .4em 1em; }
+}
+"""
+
+
+class Html(Markup):
+    """Markup that is known to be safe; shows itself in a notebook cell, with its style sheet.
+
+    ``format`` and ``join`` escape every argument that is not ``Html`` (or another ``__html__``).
+
+    >>> Html("<td>{}</td>").format("<script>")
+    Html('<td>&lt;script&gt;</td>')
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def escape(cls, s: Any, /) -> Html:
+        """The text made inert by :func:`speechlab.text.escape`; ``Html`` comes back as it is."""
+        return cls(s.__html__()) if hasattr(s, "__html__") else cls(text.escape(s))
+
+    def _repr_html_(self) -> str:
+        return f'<style>{CSS}</style><div class="speechlab">{self}</div>'
+
+
+def alignment_html(reference: str, hypothesis: str, normaliser: text.Normaliser | None = None) -> Html:
+    """One line that shows a hypothesis against its reference, word by word.
+
+    Substituted words are struck and followed by what was heard (wavy underline), deleted words are
+    struck, inserted words are underlined twice; each has a title for screen readers and hover.
+
+    Args:
+        reference: What was said.
+        hypothesis: What was recognised.
+        normaliser: Applied to both first, as for the WER; without it words are compared as written.
+    """
+    words = normaliser.words if normaliser else str.split
+    parts = [_word(op, ref, hyp) for op, ref, hyp in align(words(str(reference)), words(str(hypothesis)))]
+    return Html(" ").join(parts) if parts else Html('<span class="faint">(nothing said, nothing heard)</span>')
+
+
+def _word(op: str, ref: str | None, hyp: str | None) -> Html:
+    if op == "hit":
+        return Html.escape(hyp)
+    if op == "del":
+        return Html('<s class="del" title="deleted: said but not heard">{}</s>').format(ref)
+    if op == "ins":
+        return Html('<u class="ins" title="inserted: heard but not said">{}</u>').format(hyp)
+    return Html('<span class="sub" title="substituted: said {0}, heard {1}"><s>{0}</s> <u>{1}</u></span>').format(ref, hyp)
+
+
+LEGEND = Html('<p class="faint">{} said but not heard, {} heard but not said, {} said one thing, heard another</p>').format(
+    _word("del", "deleted", None), _word("ins", None, "inserted"), _word("sub", "said", "heard")
+)
+
+
+def player_html(mp3: bytes) -> Html:
+    """An audio player that carries its sound, so that it plays from a single file without a network.
+
+    Args:
+        mp3: An MP3 file's bytes.
+    """
+    return Html('<audio controls preload="metadata" src="data:audio/mpeg;base64,{}"></audio>').format(base64.b64encode(mp3).decode())
+
+
+def samples_html(rows: Iterable[Mapping[str, Any]], normaliser: text.Normaliser | None = None, legend: bool = True) -> Html:
+    """Reference against hypothesis, a clip a row, with players.
+
+    Args:
+        rows: Each with ``id``, ``reference``, ``hypothesis`` and ``audio`` (MP3 bytes, or None for no player).
+        normaliser: As for :func:`alignment_html`.
+        legend: Whether to explain the signs below the table.
+    """
+    body = Html("").join(
+        Html(
+            '<tr><td><span class="faint">{}</span>{}</td><td data-label="reference">{}</td><td data-label="recognised">{}</td></tr>'
+        ).format(
+            row["id"],
+            player_html(row["audio"]) if row.get("audio") else "",
+            row["reference"] or Html('<span class="faint">(empty)</span>'),
+            alignment_html(row["reference"], row["hypothesis"], normaliser),
+        )
+        for row in rows
+    )
+    if not body:
+        return Html('<p class="faint">No clips yet.</p>')
+    head = Html("<thead><tr><th>clip</th><th>reference</th><th>recognised</th></tr></thead>")
+    return Html('<table class="samples">{}<tbody>{}</tbody></table>{}').format(head, body, LEGEND if legend else "")
+
+
+def table_html(table: pd.DataFrame, formats: Mapping[str, str] | None = None, caption: str = "") -> Html:
+    """A small table without its index; numeric columns are set flush right.
+
+    Args:
+        table: What to show; cells that are :class:`Html` stay markup, all else is escaped.
+        formats: Column name to format, as in ``{"WER": "{:.2f} %"}``; missing values show as a dash.
+        caption: A line above the table.
+    """
+    formats = formats or {}
+    kinds = [Html(' class="number"') if pd.api.types.is_numeric_dtype(table[c]) or c in formats else Html("") for c in table]
+    head = Html("").join(Html("<th{}>{}</th>").format(kind, c) for kind, c in zip(kinds, table, strict=True))
+    rows = Html("").join(
+        Html("<tr>{}</tr>").format(
+            Html("").join(Html("<td{}>{}</td>").format(k, _cell(v, formats.get(c))) for k, c, v in zip(kinds, table, row, strict=True))
+        )
+        for row in table.itertuples(index=False, name=None)
+    )
+    title = Html("<caption>{}</caption>").format(caption) if caption else Html("")
+    return Html("<table>{}<thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(title, head, rows)
+
+
+def _cell(value: Any, pattern: str | None) -> Any:
+    if isinstance(value, Html):
+        return value
+    if value is None or value != value:  # NaN and NaT differ from themselves
+        return "–"
+    if pattern:
+        return pattern.format(value)
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def definitions_html(values: Mapping[str, Any]) -> Html:
+    """A definition list of plain, possibly nested values: a config, a provenance record.
+
+    Args:
+        values: Nested mappings become dotted names; None shows as a dash.
+    """
+    items = Html("").join(Html("<dt>{}</dt><dd>{}</dd>").format(key, value) for key, value in _flat(values))
+    return Html("<dl>{}</dl>").format(items)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}.")
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            yield name, ", ".join(str(item) for item in value) or "–"
+        else:
+            yield name, "–" if value is None else value

@@ -1,0 +1,186 @@
+"""Whisper without the 30-second tax: training and decoding in the context a clip needs.
+
+transformers' encoder insists on 3,000 mel frames. Its layers do not: the positional table is sinusoidal
+and a shorter window uses its first rows, so the encoder here runs the same modules over as many
+frames as the batch's context has. At 30 s the outputs equal transformers' own (tested).
+
+A model that never saw short windows may not stop in one: :meth:`Whisper.transcribe` decodes the clips
+whose text did not end once more at 30 s. Not covered yet: LoRA, timestamps, beam search, long audio.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, WhisperForConditionalGeneration, WhisperTokenizerFast
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import logging
+
+from speechlab.batches import Batch
+from speechlab.errors import InputError
+from speechlab.features import FULL_CONTEXT, LogMel
+from speechlab.models import Hypothesis, Loss
+
+MAX_LABELS = 448  # decoder positions: prompt, text and end
+MAX_NEW_TOKENS = 224  # half of them, as in OpenAI's decoder
+TOKENS_PER_SECOND = 12  # above any speaking rate: text beyond it has run away
+
+
+@dataclass(frozen=True)
+class _Special:
+    prompt: tuple[int, ...]
+    end: int
+
+
+class Whisper(nn.Module):
+    """A Whisper checkpoint behind the lab's two methods.
+
+    Args:
+        folder: A folder that transformers' ``from_pretrained`` loads.
+        language: Of the speech; multilingual checkpoints are told in the prompt.
+
+    Raises:
+        InputError: if an English-only checkpoint is asked for another language.
+    """
+
+    def __init__(self, folder: str | Path, language: str = "en") -> None:
+        super().__init__()
+        logging.disable_progress_bar()  # 40 ms of work
+        self.net = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+        self.tokenizer = WhisperTokenizerFast.from_pretrained(folder, local_files_only=True)
+        self.front_end = LogMel(self.net.config.num_mel_bins)
+        self._special = self._prompt(language)
+        # generate() merges the net's own settings into whatever it is given, so those are changed and the
+        # checkpoint's kept for save(): the prompt is given in full, ids forced on top would repeat it
+        self._checkpoint_settings = copy.deepcopy(self.net.generation_config)
+        self.net.generation_config.update(forced_decoder_ids=None, max_length=None)
+
+    def loss(self, batch: Batch) -> Loss:
+        """Cross-entropy of the transcripts, summed, so that steps can be weighted by tokens.
+
+        Args:
+            batch: With transcripts.
+
+        Returns:
+            The sum over label tokens in nats, and their number (text and end; the prompt is given).
+        """
+        tokens_BL, labels_BL = self._labels(batch.texts)
+        states_BFD = self.encode(batch)
+        hidden_BLD = self.net.model.decoder(input_ids=tokens_BL, encoder_hidden_states=states_BFD, use_cache=False).last_hidden_state
+        logits_BLV = self.net.proj_out(hidden_BLD)
+        total = nn.functional.cross_entropy(logits_BLV.float().flatten(0, 1), labels_BL.flatten(), ignore_index=-100, reduction="sum")
+        return Loss(total, int((labels_BL != -100).sum()))
+
+    forward = loss  # what DistributedDataParallel calls
+
+    @torch.inference_mode()
+    def transcribe(self, batch: Batch, *, fallback: bool = True) -> list[Hypothesis]:
+        """Greedy transcripts.
+
+        Args:
+            batch: Transcripts in it are not looked at.
+            fallback: Decode clips whose text does not end within the context once more at 30 s.
+
+        Returns:
+            One hypothesis a clip, in the batch's order.
+        """
+        found = self._greedy(batch)
+        again = [i for i, h in enumerate(found) if not h.ended]
+        if fallback and again and batch.context < FULL_CONTEXT:
+            for i, hypothesis in zip(again, self._greedy(batch.rows(again).at(FULL_CONTEXT)), strict=True):
+                found[i] = hypothesis
+        return found
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Encoder states in the batch's context.
+
+        Returns:
+            states_BFD with ``F = 50 * context`` frames.
+        """
+        mel_BMT = self.front_end(batch.wave_BN, batch.context)
+        encoder = self.net.model.encoder
+        x = nn.functional.gelu(encoder.conv1(mel_BMT))
+        x_BFD = nn.functional.gelu(encoder.conv2(x)).transpose(1, 2)
+        x_BFD = x_BFD + encoder.embed_positions.weight[: x_BFD.shape[1]]
+        for layer in encoder.layers:
+            x_BFD = layer(x_BFD, attention_mask=None)
+        states_BFD: Tensor = encoder.layer_norm(x_BFD)
+        return states_BFD
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """Label tokens of each transcript, end included."""
+        return [len(ids) + 1 for ids in self._text_ids(texts)]
+
+    def save(self, folder: Path) -> None:
+        """Write the weights as a folder that transformers' ``from_pretrained`` loads."""
+        self.net.save_pretrained(folder)
+        self._checkpoint_settings.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _greedy(self, batch: Batch) -> list[Hypothesis]:
+        states = BaseModelOutput(last_hidden_state=self.encode(batch))
+        prompt = torch.tensor([self._special.prompt] * len(batch.ids), device=batch.wave_BN.device)
+        room = MAX_NEW_TOKENS if batch.context >= FULL_CONTEXT else min(MAX_NEW_TOKENS, 8 + round(TOKENS_PER_SECOND * max(batch.seconds)))
+        # GenerationMixin's own, not Whisper's: that one wants 30 s, timestamps and temperature fallback
+        tokens_BL = GenerationMixin.generate(
+            self.net,
+            encoder_outputs=states,
+            decoder_input_ids=prompt,
+            decoder_attention_mask=torch.ones_like(prompt),
+            attention_mask=torch.ones(len(batch.ids), 1, device=prompt.device),  # of the encoder's input, and not looked at
+            max_new_tokens=room,
+            do_sample=False,
+            num_beams=1,
+        )[:, prompt.shape[1] :]
+        ended = (tokens_BL == self._special.end).any(dim=1).tolist()
+        texts = self.tokenizer.batch_decode(tokens_BL, skip_special_tokens=True)
+        return [Hypothesis(text.strip(), end, batch.context) for text, end in zip(texts, ended, strict=True)]
+
+    def _labels(self, texts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        prompt, end = list(self._special.prompt), self._special.end
+        rows = [prompt + ids + [end] for ids in self._text_ids(list(texts))]
+        longest = max(map(len, rows))
+        if longest > MAX_LABELS:
+            raise InputError(
+                "A transcript is longer than Whisper's decoder.",
+                got=f"{longest} tokens",
+                expected=f"at most {MAX_LABELS}",
+                do="split the clip",
+            )
+        tokens = torch.full((len(rows), longest - 1), end)
+        labels = torch.full((len(rows), longest - 1), -100)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row) - 1] = torch.tensor(row[:-1])
+            labels[i, len(prompt) - 1 : len(row) - 1] = torch.tensor(row[len(prompt) :])
+        device = self.front_end.window.device
+        return tokens.to(device), labels.to(device)
+
+    def _text_ids(self, texts: list[str]) -> list[list[int]]:
+        # a leading space, as in the pretraining data: "▁Thank" and not "Thank"
+        ids: list[list[int]] = self.tokenizer([" " + t.strip() for t in texts], add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _prompt(self, language: str) -> _Special:
+        g: Any = self.net.generation_config
+        middle: tuple[int, ...] = ()
+        if getattr(g, "is_multilingual", False):
+            key = f"<|{language}|>"
+            if key not in g.lang_to_id:
+                raise InputError(
+                    "This checkpoint does not know the language.",
+                    got=language,
+                    expected="one of " + ", ".join(k[2:-2] for k in sorted(g.lang_to_id)),
+                )
+            middle = (g.lang_to_id[key], g.task_to_id["transcribe"])
+        elif language != "en":
+            raise InputError(
+                "This checkpoint knows English only.", got=f"language {language}", do="choose multilingual weights: the name without .en"
+            )
+        return _Special((self.net.config.decoder_start_token_id, *middle, g.no_timestamps_token_id), self.net.config.eos_token_id)

@@ -1,0 +1,202 @@
+"""Notebooks headless, and executed notebooks as one HTML file that needs nothing else.
+
+papermill executes, nbconvert renders with the template in ``templates/report``. Cell tags that matter:
+
+====================  =========================================================================
+parameters            papermill's; hidden in the report, as is what papermill injects after it
+setup                 loads JavaScript; only the first notebook's output of it is kept
+live                  a live view, of no use in a file: its output is left out
+====================  =========================================================================
+
+Raw HTML comes from two sources only: markdown cells, which are the repository's own, and ``text/html``
+outputs, which :mod:`speechlab.markup` and :mod:`speechlab.plots` escape. Markdown, LaTeX and Mermaid
+*outputs* are dropped for their plain text. Not covered: ipywidgets (blank offline) and mathematics in TeX.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from speechlab.errors import InputError, did_you_mean
+from speechlab.runs import write_atomic
+
+TEMPLATES = Path(__file__).parent / "templates"
+HIDDEN = {"parameters", "injected-parameters"}
+UNSAFE = ("text/markdown", "text/latex", "text/vnd.mermaid")
+
+
+class NotebookError(RuntimeError):
+    """A cell raised: the message names the notebook, the cell's source and the exception."""
+
+
+def execute(notebook: str | Path, output: str | Path, parameters: Mapping[str, Any], cwd: str | Path | None = None, progress: bool = True) -> Path:
+    """Execute a notebook with papermill.
+
+    papermill would run any parameter name as code and only warn about an unknown one, so names are
+    held against the notebook's own parameters cell first.
+
+    Args:
+        notebook: The notebook to run.
+        output: Where the executed copy goes; it is written cell by cell, also when one fails.
+        parameters: Values by name; paths become text.
+        cwd: Working directory of the kernel; none is this process's own.
+        progress: Whether to show a progress bar on standard error.
+
+    Returns:
+        The output's path.
+
+    Raises:
+        InputError: if the notebook does not exist, cannot be read, or a parameter is not one of its own.
+        NotebookError: if a cell raises.
+    """
+    import papermill
+    from jupyter_client.manager import KernelManager
+    from papermill.exceptions import PapermillExecutionError
+
+    notebook, output = Path(notebook), Path(output)
+    if not notebook.is_file():
+        raise InputError("The notebook does not exist.", got=str(notebook), expected="an .ipynb file")
+    _check_names(notebook, parameters)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    KernelManager.transport_encryption.default_value = "auto"  # else the kernel talks in the clear, and warns
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(output),
+            parameters={k: str(v) if isinstance(v, Path) else v for k, v in parameters.items()},
+            kernel_name="python3",
+            cwd=None if cwd is None else str(cwd),
+            progress_bar=progress,
+            start_timeout=120,
+        )
+    except PapermillExecutionError as e:
+        raise NotebookError(
+            f"{notebook}: cell {e.cell_index + 1} failed with {e.ename}: {e.evalue}\n"
+            f"--- its source\n{e.source}\n--- the traceback and all before it are in {output}"
+        ) from None
+    return output
+
+
+def _check_names(notebook: Path, parameters: Mapping[str, Any]) -> None:
+    import papermill
+
+    try:
+        known = list(papermill.inspect_notebook(str(notebook)))
+    except Exception as e:  # nbformat and papermill raise several kinds for a file that is no notebook
+        raise InputError(f"{notebook} cannot be read.", got=str(e), expected="a notebook that names its kernel (kernelspec python3)") from None
+    for name in parameters:
+        if not name.isidentifier() or name not in known:
+            raise InputError(
+                f"{notebook.name} has no such parameter.",
+                got=name,
+                expected="a name from its parameters cell",
+                do=did_you_mean(name, known) if known else "the notebook takes no parameters",
+            )
+
+
+# -- the page ------------------------------------------------------------------------------------
+
+
+def html(notebooks: Sequence[str | Path], output: str | Path, title: str) -> Path:
+    """Merge executed notebooks into one self-contained page that works offline from disk.
+
+    Args:
+        notebooks: Executed notebooks, in reading order.
+        output: The HTML file to write.
+        title: The page's title, as plain text.
+
+    Returns:
+        The output's path.
+
+    Raises:
+        InputError: if a notebook is missing or is not one.
+    """
+    from nbconvert import HTMLExporter
+
+    merged = merge([Path(n) for n in notebooks])
+    exporter = HTMLExporter(
+        template_name="report",
+        extra_template_basedirs=[str(TEMPLATES)],
+        embed_images=True,
+        exclude_anchor_links=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    )
+    resources = {"title": title, "contents": contents(merged), "made": time.strftime("%Y-%m-%d %H:%M"), "metadata": {"name": "report"}}
+    page, _ = exporter.from_notebook_node(merged, resources=resources)
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(output, inline_styles(page).encode())
+    return output
+
+
+def merge(notebooks: Sequence[Path]) -> Any:
+    """One notebook of several executed ones, with what the report must not show left out.
+
+    Raises:
+        InputError: as for :func:`html`.
+    """
+    import nbformat
+
+    cells: list[Any] = []
+    merged: Any = None
+    for n, path in enumerate(notebooks):
+        try:
+            notebook = nbformat.read(path, as_version=4)
+        except FileNotFoundError:
+            raise InputError("The notebook does not exist.", got=str(path), expected="an executed .ipynb file") from None
+        except Exception as e:  # nbformat raises several kinds, none of them documented
+            raise InputError("The notebook cannot be read.", got=f"{path}: {e}", expected="an executed .ipynb file") from None
+        merged = merged or notebook
+        for i, cell in enumerate(notebook.cells):
+            tags = set(cell.metadata.get("tags", []))
+            if tags & HIDDEN:
+                continue
+            cell.id = f"part{n + 1}-{i + 1}"
+            if cell.cell_type == "code":
+                cell.outputs = [] if "live" in tags or (n and "setup" in tags) else [_inert(out) for out in cell.outputs]
+            cells.append(cell)
+    if merged is None:
+        raise InputError("A report needs a notebook.", got="none", expected="one executed notebook or more")
+    merged.cells = cells
+    merged.metadata.pop("widgets", None)  # they would be loaded from a CDN
+    return merged
+
+
+def _inert(output: Any) -> Any:
+    if "data" in output:
+        output.data = {kind: data for kind, data in output.data.items() if kind not in UNSAFE}
+    return output
+
+
+def contents(notebook: Any) -> list[dict[str, Any]]:
+    """The table of contents: headings of the first two levels, as plain text, with the cells they stand in."""
+    return [
+        {"level": len(marks), "text": re.sub(r"[`*_]|\[([^]]*)\]\([^)]*\)", r"\1", words).strip(), "cell": cell.id}
+        for cell in notebook.cells
+        if cell.cell_type == "markdown"
+        for marks, words in re.findall(r"^(#{1,2}) +(.+?) *#*$", re.sub(r"```.*?```", "", cell.source, flags=re.S), flags=re.M)
+    ]
+
+
+def inline_styles(page: str) -> str:
+    """Put Panel's own style sheets, which it links from its CDN even when told to inline, into the page."""
+    import panel
+
+    dist = Path(panel.__file__).parent / "dist"
+    link = re.compile(
+        r'\{"type":"object","name":"ImportedStyleSheet","id":"([^"]+)","attributes":\{"url":"'
+        + re.escape(f"https://cdn.holoviz.org/panel/{panel.__version__}/dist/")
+        + r'([^"?]+)(?:\?[^"]*)?"\}\}'
+    )
+
+    def sheet(match: re.Match[str]) -> str:
+        css = json.dumps((dist / match.group(2)).read_text("utf-8")).replace("</", "<\\/")
+        return f'{{"type":"object","name":"InlineStyleSheet","id":"{match.group(1)}","attributes":{{"css":{css}}}}}'
+
+    return link.sub(sheet, page)

@@ -1,0 +1,300 @@
+"""A run is a directory: frozen config in, append-only events, checkpoints and evaluations out.
+
+Everything that shows or compares a run (MLflow, board, report) is a reader of this directory, so one
+thing serves the live cell, the batch run, the served page and the reader a month later::
+
+    reports/<run id>/
+      config.yaml        the resolved config
+      provenance.json    code, data, weights, seeds, hardware: see speechlab.provenance
+      events.jsonl       one JSON object a line; kinds in EVENT_KINDS
+      checkpoints/       see speechlab.checkpoints
+      evaluations/       one table a system, condition and context: see speechlab.evaluation
+      samples/           the validation clips that the board plays
+
+This module knows neither torch nor a view. Not covered: storage that is not a mounted file system.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from speechlab import config as configs
+from speechlab.errors import InputError
+
+Event = dict[str, Any]
+State = Literal["new", "running", "finished", "stopped", "failed", "interrupted"]
+
+EVENT_KINDS = {
+    "start": "a driver began or resumed: steps, epochs, workers, device, precision, resumed_from, corpus, parameters",
+    "step": "one optimizer step: step, epoch, loss, lr, grad_norm, clips, audio_seconds, padded_seconds, full_context, "
+    "step_seconds, wait_seconds, memory_bytes",
+    "validation": "step, epoch, wer, cer, clips, seconds, samples",
+    "checkpoint": "step, path, digest, bytes, seconds, best",
+    "message": "level, text",
+    "failure": "error",
+    "stopped": "step",
+    "end": "step, seconds, best",
+}
+_TERMINAL: dict[str, State] = {"failure": "failed", "stopped": "stopped", "end": "finished"}
+
+
+class Run:
+    """One run's directory: reader for all, writer for the driver and rank 0.
+
+    Args:
+        path: The directory.
+
+    Raises:
+        InputError: if it is not a run directory.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).resolve()
+        if not (self.path / "config.yaml").is_file():
+            known = ", ".join(p.parent.name for p in sorted(self.path.parent.glob("*/config.yaml"))) or "none yet"
+            raise InputError(
+                "This is not a run directory: it holds no config.yaml.",
+                got=str(path),
+                expected="reports/<run id>",
+                do=f"runs beside it: {known}",
+            )
+
+    @classmethod
+    def create(cls, experiment: configs.Experiment, root: str | Path | None = None) -> Run:
+        """Make a new run directory with its frozen config; an existing one is never reused.
+
+        Raises:
+            InputError: if the directory cannot be written.
+        """
+        root = Path(root) if root is not None else Path(experiment.cluster.storage or configs.reports())
+        stem = f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}-{experiment.signature[:6]}"
+        for n in range(100):
+            path = root / (stem if n == 0 else f"{stem}-{n}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as e:
+                raise InputError("The run directory cannot be made.", got=str(e), expected=f"a writable {root}") from None
+            for part in ("checkpoints", "evaluations", "samples"):
+                (path / part).mkdir()
+            write_atomic(path / "config.yaml", experiment.to_yaml().encode())
+            return cls(path)
+        raise AssertionError("a hundred runs in one second")
+
+    @property
+    def id(self) -> str:
+        """The directory's name."""
+        return self.path.name
+
+    @property
+    def config(self) -> configs.Experiment:
+        """The resolved config as frozen when the run was made."""
+        return configs.load(self.path / "config.yaml")
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What made this run; empty before training starts."""
+        path = self.path / "provenance.json"
+        return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+    # -- events ---------------------------------------------------------------------------------
+
+    def append(self, event: Event) -> None:
+        """Write one event: a single O_APPEND write, so that a reader sees whole lines or a half last one.
+
+        Non-finite numbers become null, which JSON can hold.
+
+        Raises:
+            InputError: if the disk is full.
+        """
+        assert event["kind"] in EVENT_KINDS, event
+        line = json.dumps({"time": time.time(), **_finite(event)}, ensure_ascii=False) + "\n"
+        try:
+            fd = os.open(self.path / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(fd, line.encode())
+                if event["kind"] != "step":
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as e:
+            if e.errno == errno.ENOSPC:
+                raise disk_full(self.path, len(line)) from None
+            raise
+
+    def events(self) -> list[Event]:
+        """All events so far, oldest first; a half-written last line is left for later."""
+        return self.tail().read()
+
+    def tail(self) -> Tail:
+        """A reader of its own that returns only what is new at each read."""
+        return Tail(self.path / "events.jsonl")
+
+    def steps(self) -> pd.DataFrame:
+        """The step events, one row a step: of steps that a resume repeated, the last one counts."""
+        return _last_per_step(self.events(), "step")
+
+    def validations(self) -> pd.DataFrame:
+        """The validation events, one row a step."""
+        return _last_per_step(self.events(), "validation")
+
+    @property
+    def state(self) -> State:
+        """Where the run stands: a held lock means running, else the last terminal event decides."""
+        if self.locked():
+            return "running"
+        last: State = "new"
+        for event in self.events():
+            last = _TERMINAL.get(event["kind"], "interrupted" if event["kind"] == "start" else last)
+        return last
+
+    # -- one driver at a time -------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run: the lock goes with the process, so a killed driver leaves none behind.
+
+        Raises:
+            InputError: if another process trains this run.
+        """
+        with open(self.path / "driver.lock", "w") as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"Another process is training run {self.id}.", do="wait for it, or stop it with: speechlab stop " + self.id
+                ) from None
+            yield
+
+    def locked(self) -> bool:
+        """Whether a driver holds the run, as far as this machine can see."""
+        with suppress(FileNotFoundError), open(self.path / "driver.lock") as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    @property
+    def stop_file(self) -> Path:
+        """While this file exists, training ends after the step at hand, with a checkpoint."""
+        return self.path / "stop"
+
+    def stop(self) -> None:
+        """Ask the trainer to save and stop after the step at hand; the run can be resumed."""
+        self.stop_file.touch()
+
+
+class Tail:
+    """Incremental reader of a JSONL file that another process appends to."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset, self._rest = path, 0, b""
+
+    def read(self) -> list[Event]:
+        """The events since the last read; starts over if the file was replaced by a shorter one.
+
+        A line that is not a JSON object with a kind is skipped as a message event that says so.
+        """
+        try:
+            if self._path.stat().st_size < self._offset:
+                self._offset, self._rest = 0, b""
+            with open(self._path, "rb") as f:
+                f.seek(self._offset)
+                data = f.read()
+        except FileNotFoundError:
+            return []
+        self._offset += len(data)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [_parse(line) for line in lines if line.strip()]
+
+
+def _parse(line: bytes) -> Event:
+    try:
+        event = json.loads(line)
+        if isinstance(event, dict) and event.get("kind") in EVENT_KINDS:
+            return event
+    except ValueError:
+        pass
+    return {"time": 0.0, "kind": "message", "level": "warning", "text": f"unreadable event: {line[:80]!r}"}
+
+
+def _last_per_step(events: list[Event], kind: str) -> pd.DataFrame:
+    rows: dict[int, Event] = {}
+    for event in events:
+        if event["kind"] == "start" and event.get("resumed_from") is not None:
+            rows = {step: row for step, row in rows.items() if step <= event["resumed_from"]}
+        elif event["kind"] == kind:
+            rows[event["step"]] = event
+    return pd.DataFrame([rows[step] for step in sorted(rows)])
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def find(name: str | Path, root: str | Path | None = None) -> Run:
+    """A run by its id under ``root`` (``reports``), by path, or ``latest``.
+
+    Raises:
+        InputError: if there is none of that name; the known ones are listed.
+    """
+    name, root = str(name), Path(root) if root is not None else configs.reports()
+    if name == "latest":
+        found = sorted(root.glob("*/config.yaml"), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise InputError("There is no run yet.", got=str(root), do="make one: speechlab train --config configs/quickstart.yaml")
+        return Run(found[-1].parent)
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        return Run(root / name)
+    return Run(name)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file or none: temporary name, fsync, rename.
+
+    Raises:
+        InputError: if the disk is full; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        if e.errno == errno.ENOSPC:
+            raise disk_full(path.parent, len(data)) from None
+        raise
+
+
+def disk_full(folder: Path, needed: int) -> InputError:
+    """The error for a full disk, with what is free and what was needed."""
+    stat = os.statvfs(folder)
+    return InputError(
+        "The disk is full; what could not be written whole was removed, earlier checkpoints are untouched.",
+        got=f"{stat.f_bavail * stat.f_frsize / 1e6:,.0f} MB free at {folder}",
+        expected=f"room for {needed / 1e6:,.0f} MB",
+        do="free space, then go on where it stopped: speechlab train --resume RUN",
+    )

@@ -1,0 +1,177 @@
+"""Helpers of the browser tests: Debian's Chromium under Playwright, a request log, a run to look at.
+
+``chromium()`` starts the browser, ``Page`` log is kept by ``watch``; ``make_run`` writes a run directory
+through the same writer that training uses.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from speechlab import config
+from speechlab.runs import Run
+
+CHROMIUM = os.environ.get("SPEECHLAB_CHROMIUM", "/usr/bin/chromium")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required",
+]  # fmt: skip
+
+EPOCH = time.time()  # so that a written run is not a silent one
+
+EVIL = (
+    "<script>window.pwned=1</script>",
+    "<img src=x onerror=window.pwned=1>",
+    "</script><script>window.pwned=1</script>",
+    "\"'><svg onload=window.pwned=1>",
+)
+EVIL_TEXT = " ".join(EVIL)
+
+
+@contextmanager
+def chromium(*flags: str) -> Iterator[Any]:
+    """A Playwright browser; the test is skipped where Chromium is not installed."""
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"{CHROMIUM} is not installed (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *flags])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@dataclass
+class Log:
+    """What a page asked for and complained about."""
+
+    requests: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def external(self) -> list[str]:
+        """Requests that left this machine or its file."""
+        local = ("data:", "blob:", "about:", "file:", "http://127.0.0.1", "ws://127.0.0.1", "http://localhost", "ws://localhost")
+        return [url for url in self.requests if not url.startswith(local)]
+
+
+def watch(page: Any) -> Log:
+    """Keep a page's requests, console errors and uncaught exceptions; call it before ``goto``."""
+    log = Log()
+    page.on("request", lambda request: log.requests.append(request.url))
+    page.on("console", lambda message: log.errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: log.errors.append(str(error)))
+    return log
+
+
+def pwned(page: Any) -> bool:
+    """Whether injected script ran."""
+    return bool(page.evaluate("window.pwned !== undefined"))
+
+
+def canvas_pixels(page: Any, index: int = 0) -> str:
+    """The pixels of a canvas (shadow roots are searched), to see whether it changed."""
+    return str(page.locator("canvas").nth(index).evaluate("c => c.toDataURL()"))
+
+
+def play(audio: Any) -> dict[str, float]:
+    """Play an ``<audio>`` locator for a moment and tell how far it came."""
+    return dict(
+        audio.evaluate(
+            """async a => { a.muted = true; await a.play(); await new Promise(r => setTimeout(r, 400));
+               return {time: a.currentTime, ready: a.readyState, duration: a.duration}; }"""
+        )
+    )
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody holds."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def mp3(seconds: float = 1.0, hertz: float = 440.0) -> bytes:
+    """A real MP3 file of a tone."""
+    import soundfile
+
+    wave_N = (0.2 * np.sin(2 * np.pi * hertz * np.arange(int(16_000 * seconds)) / 16_000)).astype("float32")
+    out = io.BytesIO()
+    soundfile.write(out, wave_N, 16_000, format="MP3")
+    return out.getvalue()
+
+
+SENTENCES = [
+    ("please enter your password followed by the pound key", "please enter your password followed by the pound key"),
+    ("the number you have dialed is not in service", "the number you dialed is not in surface"),
+    ("all of our agents are busy at the moment", "all of our agents are very busy at the moment"),
+    ("thank you for calling, goodbye", "thank you for calling goodbye"),
+]
+
+
+def make_run(
+    root: Path, steps: int = 60, epochs: int = 3, name: str | None = None, evil: str = "", end: bool = True, first: int = 1, question: str | None = None
+) -> Run:
+    """Write a run directory such as training leaves behind.
+
+    Args:
+        root: Where runs are kept.
+        steps: How many steps it has.
+        epochs: How many validations it has.
+        name: Rename the directory so.
+        evil: Text to put wherever a run holds text.
+        end: Whether it ended.
+        first: Number of the first step.
+        question: The config's question.
+    """
+    experiment = config.Experiment(name="views", question=question or evil or "Does it draw?")
+    run = Run.create(experiment, root)
+    if name:
+        run = Run(run.path.rename(root / name))
+    for i, pitch in enumerate((300, 400, 500, 600)):
+        (run.path / "samples" / f"{i:x}.mp3").write_bytes(mp3(1.5, pitch))
+    run.append({"kind": "start", "time": EPOCH, "steps": steps, "epochs": epochs, "workers": 1, "device": evil or "cpu", "resumed_from": None})
+    run.append({"kind": "message", "time": EPOCH + 0.1, "level": "warning", "text": evil or "3 clips were longer than 30 s and set aside"})
+    for step in range(first, steps + 1):
+        run.append(step_event(step, steps, epochs))
+        if step % max(steps // epochs, 1) == 0:
+            run.append(validation_event(step, steps, epochs, evil))
+    if end:
+        run.append({"kind": "end", "time": EPOCH + steps / 10 + 1, "step": steps, "seconds": steps, "best": {"step": steps, "wer": 0.027}})
+    return run
+
+
+def step_event(step: int, steps: int = 60, epochs: int = 3, **values: Any) -> dict[str, Any]:
+    """A step event with plausible numbers."""
+    share, noise = step / steps, math.sin(step * 12.9898) % 0.7
+    event = {
+        "kind": "step", "time": EPOCH + step / 10, "step": step, "epoch": min(int(share * epochs), epochs - 1),
+        "loss": 0.2 + 1.5 * math.exp(-4 * share) + 0.4 * noise, "lr": 1e-6 + 3e-5 * min(step / (0.1 * steps), 0.5 + 0.5 * math.cos(math.pi * share)),
+        "grad_norm": 1 + 6 * noise, "clips": 30, "audio_seconds": 50.0, "padded_seconds": 54 + 3 * noise, "full_context": step % 12 == 0,
+        "step_seconds": 0.7 + noise / 3, "wait_seconds": 0.02 + noise / 20, "memory_bytes": int(1.2e9 + 3e8 * share),
+    }  # fmt: skip
+    return {**event, **values}
+
+
+def validation_event(step: int, steps: int = 60, epochs: int = 3, evil: str = "") -> dict[str, Any]:
+    """A validation event with four clips."""
+    samples = [
+        {"id": evil or f"en/clip-{i}", "reference": evil or ref, "hypothesis": (evil + " x") if evil else hyp, "audio": f"samples/{i:x}.mp3"}
+        for i, (ref, hyp) in enumerate(SENTENCES)
+    ]
+    wer = 0.07 - 0.04 * step / steps
+    return {"kind": "validation", "time": EPOCH + step / 10, "step": step, "epoch": 0, "wer": wer, "cer": wer / 2, "clips": 4, "seconds": 1.0, "samples": samples}
