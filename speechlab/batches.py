@@ -123,8 +123,8 @@ class Plan:
         context: Margins and share of full-context steps.
 
     Raises:
-        InputError: if there are fewer clips than micro-batches in a step, or a duration is not
-            above 0 and at most 30 s.
+        InputError: if there are fewer clips than micro-batches in a step, a duration is not
+            above 0 and at most 30 s, or each clip fills a micro-batch and these cannot be dealt evenly.
     """
 
     def __init__(
@@ -220,6 +220,13 @@ class Plan:
         while len(slots) % self._micro_batches:  # split the fullest until a step can be dealt evenly
             widest = max(range(len(slots)), key=lambda i: slots[i][1] - slots[i][0])
             low, high = slots.pop(widest)
+            if high - low == 1:
+                raise InputError(
+                    "The clips cannot be dealt evenly to training steps: each fills a micro-batch of its own.",
+                    got=f"{len(cost)} clips for training.micro_batches = {self._micro_batches}, {budget:g} s each",
+                    expected="room for two clips in a micro-batch",
+                    do="raise training.batch_seconds or lower training.micro_batches",
+                )
             middle = (low + high) // 2
             slots[widest:widest] = [(low, middle), (middle, high)]
         return slots

@@ -4,7 +4,7 @@ The same object shows in a notebook cell, under ``panel serve`` and, as :meth:`B
 report. Every display reads the run directory with a tail of its own, so training goes on in another
 process, the kernel stays free, and one board can be shown twice. Live text is held by StaticText
 widgets: unlike panes of HTML or Markdown, their updates fetch nothing from the network in
-JupyterLab. Curves are streamed into, never redrawn, and kept under :data:`MOST_POINTS` points.
+JupyterLab. Curves are streamed into, never redrawn, and kept under :data:`~speechlab.history.MOST_POINTS` points.
 
 Not covered: a login (serve on loopback, or put one in front); several runs on one board.
 """
@@ -23,14 +23,13 @@ from bokeh.models import ColumnDataSource, DataRange1d, Range1d
 
 from speechlab import plots, text
 from speechlab.errors import InputError
+from speechlab.history import MOST_POINTS, History, number
 from speechlab.markup import CSS, Html, samples_html
 from speechlab.runs import Event, Run
 from speechlab.units import Seconds, clock
 
 PERIOD = 500  # ms between looks at the events
-MOST_POINTS = 2000  # points a curve holds in the browser
 SILENCE: Seconds = 120  # without an event for so long, the board says so
-STATES = {"failure": "failed", "stopped": "stopped", "end": "finished"}
 
 BOARD_CSS = (
     CSS
@@ -52,7 +51,7 @@ h3 { margin: .6em 0 .2em; font-size: 1.05em; }
 """
 )
 
-GRID = {"display": "grid", "grid-template-columns": "repeat(auto-fit, minmax(min(270px, 100%), 1fr))", "gap": "12px"}
+GRID = {"display": "grid", "grid-template-columns": "repeat(auto-fit, minmax(min(250px, 100%), 1fr))", "gap": "12px"}
 
 PAGE = """
 {% extends base %}
@@ -72,96 +71,7 @@ PAGE = """
 """
 
 
-class History:
-    """What a board keeps of the events so far, in bounded memory.
-
-    Attributes:
-        curves: The columns of :func:`speechlab.plots.curves`, decimated with their peaks kept.
-        start: The latest start event.
-        validations: Validation events, one a step; only the last keeps its samples.
-        log: The latest messages and failures.
-        state: running, finished, stopped, failed or new.
-    """
-
-    def __init__(self) -> None:
-        self.curves = plots.curves(pd.DataFrame())
-        self.start: Event = {}
-        self.last: Event = {}
-        self.validations: list[Event] = []
-        self.log: list[Event] = []
-        self.state = "new"
-        self._times: list[tuple[float, float]] = []
-
-    def add(self, events: list[Event]) -> pd.DataFrame | None:
-        """Take new events in.
-
-        Returns:
-            The rows to append to the curves, or None if :attr:`curves` must be drawn afresh: after a
-            resume from before the last step, or when the points were thinned out.
-        """
-        redraw, pending, new = False, [], [self.curves.iloc[:0]]
-        for event in events:
-            kind = event["kind"]
-            if kind == "step":
-                pending.append(event)
-            elif kind == "start":
-                new.append(self._extend(pending))
-                pending = []
-                redraw |= self._rewind(event)
-            elif kind == "validation":
-                earlier = [v for v in self.validations if v.get("step") != event.get("step")]
-                self.validations = [*({**v, "samples": []} for v in earlier), event]
-            elif kind in {"message", "failure"}:
-                self.log = [*self.log, event][-100:]
-            self.state = STATES.get(kind, "running" if kind in {"start", "step"} else self.state)
-            if isinstance(event.get("time"), int | float) and event["time"] > 0:
-                self.last = {**self.last, "time": event["time"]}
-        new.append(self._extend(pending))
-        if len(self.curves) > MOST_POINTS:
-            self.curves = plots.decimate(self.curves, MOST_POINTS // 2)
-            redraw = True
-        return None if redraw else pd.concat(new, ignore_index=True)
-
-    def _extend(self, events: list[Event]) -> pd.DataFrame:
-        if not events:
-            return self.curves.iloc[:0]
-        known = self.curves.smoothed.dropna()
-        rows = plots.curves(pd.DataFrame(events), float(known.iloc[-1]) if len(known) else None)
-        self.curves = pd.concat([self.curves, rows], ignore_index=True) if len(self.curves) else rows
-        self.last = {**self.last, **events[-1]}
-        self._times = [*self._times, *((_number(e.get("time")), _number(e.get("step"))) for e in events)][-50:]
-        return rows
-
-    def _rewind(self, start: Event) -> bool:
-        """Forget what a resume is about to repeat; a start from scratch forgets all."""
-        at = _number(start.get("resumed_from"), default=0.0)
-        before = len(self.curves)
-        self.start, self._times = start, []
-        self.curves = self.curves[self.curves.step <= at].reset_index(drop=True)
-        self.validations = [v for v in self.validations if _number(v.get("step")) <= at]
-        return len(self.curves) != before
-
-    @property
-    def ended(self) -> bool:
-        """Whether the last word has been said."""
-        return self.state in STATES.values()
-
-    @property
-    def step(self) -> float:
-        """The last step done."""
-        return float(self.curves.step.iloc[-1]) if len(self.curves) else _number(self.start.get("resumed_from"), 0.0)
-
-    @property
-    def remaining(self) -> Seconds:
-        """Seconds to the last step at the pace of the latest fifty, validations included; NaN if unknown."""
-        steps = _number(self.start.get("steps"))
-        if len(self._times) < 2 or self._times[-1][1] <= self._times[0][1]:
-            return float("nan")
-        (t0, s0), (t1, s1) = self._times[0], self._times[-1]
-        return max(steps - s1, 0) * (t1 - t0) / (s1 - s0)
-
-
-class Board(pn.viewable.Viewer):
+class Board(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
     """A run's board: ``Board(run)`` as a cell's last line shows it live, ``.static()`` as it stands.
 
     Args:
@@ -257,10 +167,10 @@ class _View:
         quiet = time.time() - last.get("time", time.time())
         if state in {"running", "new"} and quiet > SILENCE and not run.locked():
             state = "interrupted"
-        done, steps = history.step, _number(history.start.get("steps"))
+        done, steps = history.step, number(history.start.get("steps"))
         row = history.curves.iloc[-20:].mean(numeric_only=True).to_dict() if len(history.curves) else {}
-        wers = [100 * _number(v.get("wer")) for v in history.validations]
-        epochs = _number(history.start.get("epochs"))
+        wers = [100 * number(v.get("wer")) for v in history.validations]
+        epochs = number(history.start.get("epochs"))
         tiles = {
             "step": f"{done:.0f} / {_show(steps, '.0f')}",
             "epoch": f"{_show(row and history.curves.epoch.iloc[-1] + 1, '.0f')} / {_show(epochs, '.0f')}",
@@ -276,7 +186,8 @@ class _View:
         return str(
             Html(
                 '<div class="speechlab"><div class="headline"><span class="badge {}" role="status">{}</span>{}{}</div>'
-                '<div class="bar" role="progressbar" aria-valuenow="{:.0f}" aria-valuemin="0" aria-valuemax="100"><div style="width:{:.1f}%"></div></div>'
+                '<div class="bar" role="progressbar" aria-valuenow="{:.0f}" aria-valuemin="0" aria-valuemax="100">'
+                '<div style="width:{:.1f}%"></div></div>'
                 '<div class="tiles">{}</div></div>'
             ).format(
                 state,
@@ -294,7 +205,12 @@ class _View:
             return ""
         latest = self._history.validations[-1]
         rows = [
-            {"id": s.get("id", ""), "reference": s.get("reference", ""), "hypothesis": s.get("hypothesis", ""), "audio": _sound(self._run, s.get("audio"))}
+            {
+                "id": s.get("id", ""),
+                "reference": s.get("reference", ""),
+                "hypothesis": s.get("hypothesis", ""),
+                "audio": _sound(self._run, s.get("audio")),
+            }
             for s in latest.get("samples") or []
         ]
         body = samples_html(rows, self._normaliser)
@@ -331,13 +247,9 @@ def _log_html(log: list[Event]) -> Html:
     return Html('<div class="speechlab"><h3>Messages, newest first</h3><ul class="log" role="log">{}</ul></div>').format(lines)
 
 
-def _number(value: Any, default: float = float("nan")) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
-
-
 def _show(value: Any, pattern: str, unit: str = "") -> str:
-    number = _number(value)
-    return "–" if number != number else f"{number:{pattern}}{unit}"
+    x = number(value)
+    return "–" if x != x else f"{x:{pattern}}{unit}"
 
 
 def _clock(seconds: Seconds) -> str:
@@ -378,7 +290,14 @@ def serve(run: Run | str | Path, port: int = 5006, address: str = "127.0.0.1", s
     _check_free(address, port)
     origin = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     return pn.serve(
-        lambda: page(run), address=address, port=port, websocket_origin=[origin], show=show, threaded=threaded, verbose=False, title=f"{run.id}: board"
+        lambda: page(run),
+        address=address,
+        port=port,
+        websocket_origin=[origin],
+        show=show,
+        threaded=threaded,
+        verbose=False,
+        title=f"{run.id}: board",
     )
 
 
@@ -389,4 +308,6 @@ def _check_free(address: str, port: int) -> None:
         try:
             probe.bind((address, port))
         except (OSError, OverflowError) as e:
-            raise InputError("The port cannot be had.", got=f"{address}:{port} ({e})", expected="a free port", do=f"choose another: --port {port + 1}") from None
+            raise InputError(
+                "The port cannot be had.", got=f"{address}:{port} ({e})", expected="a free port", do=f"choose another: --port {port + 1}"
+            ) from None

@@ -111,17 +111,16 @@ def load(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimi
 
 def existing(folder: Path) -> list[Checkpoint]:
     """All whole checkpoints, oldest first; not yet verified."""
-    found = []
-    for path in sorted(folder.glob("step-*")):
-        if (path / "files.json").is_file():
-            state = json.loads((path / "state.json").read_text())
-            found.append(Checkpoint(path, state["step"], state["wer"], state["digest"]))
-    return found
+    found = [_read(path) for path in folder.glob("step-[0-9]*") if (path / "files.json").is_file()]
+    return sorted(found, key=lambda c: c.step)
 
 
 def damage(checkpoint: Checkpoint) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
-    sums = json.loads((checkpoint.path / "files.json").read_text())
+    try:
+        sums = dict(json.loads((checkpoint.path / "files.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return "files.json cannot be read"
     for name, expected in sums.items():
         path = checkpoint.path / Path(name).name
         if not path.is_file():
@@ -161,6 +160,14 @@ def prune(folder: Path, keep_last: int) -> None:
             shutil.rmtree(c.path)
     for leftover in folder.glob(".step-*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _read(path: Path) -> Checkpoint:
+    try:
+        state = json.loads((path / "state.json").read_text("utf-8"))
+        return Checkpoint(path, state["step"], state["wer"], state["digest"])
+    except (OSError, ValueError, TypeError, KeyError):  # damaged: kept in the list, so that damage() can say so
+        return Checkpoint(path, int(path.name.removeprefix("step-")), None, "")
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

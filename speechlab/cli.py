@@ -6,8 +6,6 @@ failed gives 1, Ctrl-C 130. Everything heavy is imported inside the command that
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -119,7 +117,7 @@ def report(
     began = time.monotonic()
     found = runs.find(run) if run else runs.Run.create(configs.load(config, set_ or []))
     with _Meter() as meter:
-        path = reports.make(found, command=shlex.join(["speechlab", *sys.argv[1:]]))
+        path = reports.make(found)
     for line in reports.costs(found):
         out.print(line, markup=False)
     out.print(f"in all          {clock(time.monotonic() - began)}, peak memory {meter.peak / 1e9:.1f} GB over all processes", markup=False)

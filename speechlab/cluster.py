@@ -138,6 +138,7 @@ def _work(path: Path, world: Any) -> None:
         if world.rank == 0 and not run.provenance:
             record = provenance.collect(
                 experiment,
+                f"{run.path.parent.name}/{run.id}/config.yaml",
                 corpus.manifest_sha256,
                 {"name": start.name, "source": start.source, "sha256": start.sha256, "revision": start.revision, "licence": start.licence},
             )

@@ -38,6 +38,7 @@ CSS = """
 .speechlab .sub u { background: #cc79a748; text-decoration: underline wavy 1.5px #cc79a7; }
 .speechlab audio { height: 32px; width: 230px; max-width: 100%; display: block; margin-top: .3em; }
 @media (max-width: 640px) {
+  .speechlab th, .speechlab td { padding: .3em .4em; }
   .speechlab .samples thead { display: none; }
   .speechlab .samples tr, .speechlab .samples td { display: block; border: 0; padding: .15em 0; text-align: left; }
   .speechlab .samples tr { border-bottom: 1px solid #8886; padding: .6em 0; }
@@ -145,7 +146,7 @@ def table_html(table: pd.DataFrame, formats: Mapping[str, str] | None = None, ca
     head = Html("").join(Html("<th{}>{}</th>").format(kind, c) for kind, c in zip(kinds, table, strict=True))
     rows = Html("").join(
         Html("<tr>{}</tr>").format(
-            Html("").join(Html("<td{}>{}</td>").format(k, _cell(v, formats.get(c))) for k, c, v in zip(kinds, table, row, strict=True))
+            Html("").join(Html("<td{}>{}</td>").format(k, _cell(v, formats.get(str(c)))) for k, c, v in zip(kinds, table, row, strict=True))
         )
         for row in table.itertuples(index=False, name=None)
     )

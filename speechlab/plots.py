@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import holoviews as hv
-import holoviews.plotting.bokeh  # noqa: F401  registers the backend that the options below are for
+import holoviews.plotting.bokeh
 import numpy as np
 import pandas as pd
 
@@ -29,7 +29,18 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # blue, vermilion, green
 MARKERS = ("circle", "diamond", "square", "triangle")
 GREY = "#7b7f87"  # 4.1:1 on white, 4.4:1 on near-black
 SMOOTHING = 0.1  # weight of the newest step in the smoothed loss
-STEP_COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "audio_seconds", "padded_seconds", "step_seconds", "wait_seconds", "memory_bytes")
+STEP_COLUMNS = (
+    "step",
+    "epoch",
+    "loss",
+    "lr",
+    "grad_norm",
+    "audio_seconds",
+    "padded_seconds",
+    "step_seconds",
+    "wait_seconds",
+    "memory_bytes",
+)
 
 
 def extension() -> None:
@@ -39,7 +50,12 @@ def extension() -> None:
     ``inline`` twice: each extension alone would still link to its CDN.
     """
     import panel as pn
+    from bokeh.core.json_encoder import serialize_json
+    from panel.io import notebook
 
+    # Panel writes what a figure or a table holds as bare JSON into the page's script, where a transcript
+    # with "</script>" in it would end the script and begin its own; in JSON, "<" may be written so:
+    notebook.serialize_json = lambda *args, **kw: serialize_json(*args, **kw).replace("<", "\\u003c")
     hv.extension("bokeh", inline=True, logo=False)
     pn.extension("tabulator", inline=True)
 
@@ -145,7 +161,9 @@ def waste(table: pd.DataFrame) -> hv.Overlay:
 
 def memory(table: pd.DataFrame) -> hv.Curve:
     """Resident memory of the training process."""
-    return _finish(_curve(table, ["memory"], "memory", "GB", 0, [("step", "@step{0,0}"), ("memory", "@memory{0.00} GB")]), "Memory", floor=True)
+    return _finish(
+        _curve(table, ["memory"], "memory", "GB", 0, [("step", "@step{0,0}"), ("memory", "@memory{0.00} GB")]), "Memory", floor=True
+    )
 
 
 CURVES = (loss, learning_rate, gradient_norm, speed, waste, memory)
@@ -153,7 +171,7 @@ CURVES = (loss, learning_rate, gradient_norm, speed, waste, memory)
 
 def in_percent(validations: pd.DataFrame) -> pd.DataFrame:
     """Step, epoch, and WER and CER in percent, from raw validation events; what is no number becomes NaN."""
-    raw = validations.reindex(columns=["step", "epoch", "wer", "cer"]).apply(pd.to_numeric, errors="coerce").astype(float)
+    raw: pd.DataFrame = validations.reindex(columns=["step", "epoch", "wer", "cer"]).apply(pd.to_numeric, errors="coerce").astype(float)
     return raw.assign(wer=100 * raw.wer, cer=100 * raw.cer).dropna(subset=["step"])
 
 
@@ -208,7 +226,7 @@ def error_rates(table: pd.DataFrame) -> hv.Overlay:
         InputError: if a column is missing.
     """
     _need(table, ["system", "condition", "context", "wer", "low", "high"], "error_rates")
-    rows = table.assign(place=table.condition.astype(str) + ", " + table.context.astype(str) + " context")
+    rows = table.assign(place=table.condition.astype(str) + ", " + table.context.astype(str))
     places, systems = list(dict.fromkeys(rows.place)), list(dict.fromkeys(rows.system.astype(str)))
     x, y = hv.Dimension("wer", label="WER", unit="%"), hv.Dimension("at", label=" ")
     tips = [("system", "@system"), ("where", "@place"), ("WER", "@wer{0.00} %"), ("95 % interval", "@low{0.00} to @high{0.00} %")]
@@ -222,8 +240,10 @@ def error_rates(table: pd.DataFrame) -> hv.Overlay:
         layers.append(hv.Segments(part, ["low_x", "at", "high", "at_high"]).opts(color=COLOURS[i % 4], line_width=2.5))
         dots = hv.Points(part, [x, y], ["system", "place", "low", "high"], label=system)
         layers.append(dots.opts(color=COLOURS[i % 4], marker=MARKERS[i % 4], size=11, tools=["hover"], hover_tooltips=tips))
-    overlay = hv.Overlay(layers).opts(yticks=list(enumerate(places)), invert_yaxis=True, ylim=(-0.6, len(places) - 0.4), xlim=(0, None), ylabel="", xlabel="WER (%)")
-    return _finish(overlay, "Word error rate with 95 % interval", height=max(200, 110 + 60 * len(places)))
+    overlay = hv.Overlay(layers).opts(
+        yticks=list(enumerate(places)), invert_yaxis=True, ylim=(-0.6, len(places) - 0.4), xlim=(0, None), ylabel="", xlabel="WER (%)"
+    )
+    return _finish(overlay, "WER, 95 % interval", height=max(200, 110 + 60 * len(places)))
 
 
 # -- shared looks --------------------------------------------------------------------------------
@@ -238,7 +258,15 @@ def _curve(table: pd.DataFrame, columns: list[str], axis: str, unit: str, colour
 
 def _finish(element: Any, title: str, height: int = 250, floor: bool = False) -> Any:
     """The looks that all figures share; with ``floor`` the axis starts at zero, as a share or an amount should."""
-    looks = {**({"ylim": (0, None)} if floor else {}), "title": title, "height": height, "responsive": True, "show_grid": True, "hooks": [_style], "default_tools": ["pan", "box_zoom", "wheel_zoom", "reset", "save"]}
+    looks = {
+        **({"ylim": (0, None)} if floor else {}),
+        "title": title,
+        "height": height,
+        "responsive": True,
+        "show_grid": True,
+        "hooks": [_style],
+        "default_tools": ["pan", "box_zoom", "wheel_zoom", "reset", "save"],
+    }
     if isinstance(element, hv.Overlay):
         return element.opts(**looks, legend_position="top")
     return element.opts(**looks)
@@ -251,6 +279,7 @@ def _style(plot: Any, element: Any) -> None:
     figure.title.text_color = GREY
     figure.title.text_font_size = "14px"
     figure.min_border_right = 12
+    figure.min_width = 250  # painted narrower at first, Bokeh leaves a stripe of it on a transparent ground
     for axis in figure.axis:
         axis.axis_label_text_color = axis.major_label_text_color = GREY
         axis.axis_line_color = axis.major_tick_line_color = GREY

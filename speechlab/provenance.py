@@ -9,9 +9,7 @@ import hashlib
 import json
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,12 @@ from speechlab.config import Experiment
 PACKAGES = ("torch", "torchaudio", "transformers", "ray", "mlflow", "lhotse", "numpy", "whisper-normalizer", "kaldialign")
 
 
-def collect(experiment: Experiment, manifest_sha256: str, weights: dict[str, str | None]) -> dict[str, Any]:
+def collect(experiment: Experiment, config_path: str, manifest_sha256: str, weights: dict[str, str | None]) -> dict[str, Any]:
     """Gather the record of a run.
 
     Args:
         experiment: The resolved config.
+        config_path: The frozen file that holds it: the command that makes this run again names it.
         manifest_sha256: Identity of the corpus as prepared.
         weights: Name, source and sha256 of the initial weights.
 
@@ -34,7 +33,7 @@ def collect(experiment: Experiment, manifest_sha256: str, weights: dict[str, str
     """
     return {
         "code": _git(Path(__file__).parent),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": f"speechlab report --config {config_path}",
         "configuration": {"signature": experiment.signature},
         "data": {"manifest_sha256": manifest_sha256},
         "weights": weights,

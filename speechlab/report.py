@@ -22,19 +22,77 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from speechlab import config as configs
 from speechlab.errors import InputError, did_you_mean
-from speechlab.runs import write_atomic
+from speechlab.runs import Run, write_atomic
+from speechlab.units import Seconds, clock
 
 TEMPLATES = Path(__file__).parent / "templates"
 HIDDEN = {"parameters", "injected-parameters"}
 UNSAFE = ("text/markdown", "text/latex", "text/vnd.mermaid")
 
 
+NOTEBOOKS = ("03_train.ipynb", "04_evaluate.ipynb")
+STOP_GRACE: Seconds = 90.0  # for a driver to save and end when the report is given up
+
+
 class NotebookError(RuntimeError):
     """A cell raised: the message names the notebook, the cell's source and the exception."""
 
 
-def execute(notebook: str | Path, output: str | Path, parameters: Mapping[str, Any], cwd: str | Path | None = None, progress: bool = True) -> Path:
+def make(run: Run, progress: bool = True) -> Path:
+    """The main job: train, evaluate, report, by way of the two notebooks.
+
+    A run that has finished is not trained again. If the notebooks are given up, by Ctrl-C or an
+    error, training is stopped with a checkpoint, and the run can go on.
+
+    Args:
+        run: New, interrupted or finished.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The HTML file, ``report.html`` in the run.
+
+    Raises:
+        NotebookError: if a cell raises.
+        KeyboardInterrupt: after Ctrl-C, when the workers are gone.
+    """
+    folder = configs.home() / "notebooks"
+    try:
+        done = [execute(folder / name, run.path / name, {"run": run.path}, cwd=configs.home(), progress=progress) for name in NOTEBOOKS]
+    except BaseException as e:
+        deadline = time.monotonic() + STOP_GRACE
+        while run.locked() and time.monotonic() < deadline:
+            run.stop()
+            time.sleep(0.2)
+        if isinstance(e, NotebookError) and "KeyboardInterrupt" in str(e):
+            raise KeyboardInterrupt from None
+        raise
+    return html(done, run.path / "report.html", f"{run.config.name}: {run.config.question}")
+
+
+def costs(run: Run) -> list[str]:
+    """What the run cost in time, a line a part, as its events and tables say."""
+    events = run.events()
+    starts = [e["time"] for e in events if e["kind"] == "start"]
+    steps = run.steps()
+    clips = int(steps.clips.sum()) if len(steps) else 0
+    seconds = float(steps.step_seconds.sum()) if len(steps) else 0.0
+    validation = sum(e["seconds"] for e in events if e["kind"] == "validation")
+    decoding = sum(pd.read_parquet(p, columns=["seconds"]).seconds.sum() for p in (run.path / "evaluations").glob("*.parquet"))
+    lines = [f"training steps  {clock(seconds)}, {clips / seconds:.1f} clips a second" if seconds else "training steps  none"]
+    lines.append(f"validation      {clock(validation)}")
+    if starts:
+        lines.append(f"start-up        {clock(starts[0] - (run.path / 'config.yaml').stat().st_mtime)} from the run's making to its first step")
+    lines.append(f"decoding        {clock(float(decoding))} for all evaluations")
+    return lines
+
+
+def execute(
+    notebook: str | Path, output: str | Path, parameters: Mapping[str, Any], cwd: str | Path | None = None, progress: bool = True
+) -> Path:
     """Execute a notebook with papermill.
 
     papermill would run any parameter name as code and only warn about an unknown one, so names are
@@ -88,7 +146,9 @@ def _check_names(notebook: Path, parameters: Mapping[str, Any]) -> None:
     try:
         known = list(papermill.inspect_notebook(str(notebook)))
     except Exception as e:  # nbformat and papermill raise several kinds for a file that is no notebook
-        raise InputError(f"{notebook} cannot be read.", got=str(e), expected="a notebook that names its kernel (kernelspec python3)") from None
+        raise InputError(
+            f"{notebook} cannot be read.", got=str(e), expected="a notebook that names its kernel (kernelspec python3)"
+        ) from None
     for name in parameters:
         if not name.isidentifier() or name not in known:
             raise InputError(
@@ -159,7 +219,7 @@ def merge(notebooks: Sequence[Path]) -> Any:
                 continue
             cell.id = f"part{n + 1}-{i + 1}"
             if cell.cell_type == "code":
-                cell.outputs = [] if "live" in tags or (n and "setup" in tags) else [_inert(out) for out in cell.outputs]
+                cell.outputs = [] if "live" in tags or (n and "setup" in tags) else _inert(cell.outputs)
             cells.append(cell)
     if merged is None:
         raise InputError("A report needs a notebook.", got="none", expected="one executed notebook or more")
@@ -168,10 +228,11 @@ def merge(notebooks: Sequence[Path]) -> Any:
     return merged
 
 
-def _inert(output: Any) -> Any:
-    if "data" in output:
-        output.data = {kind: data for kind, data in output.data.items() if kind not in UNSAFE}
-    return output
+def _inert(outputs: list[Any]) -> list[Any]:
+    for output in outputs:
+        if "data" in output:
+            output.data = {kind: data for kind, data in output.data.items() if kind not in UNSAFE}
+    return [output for output in outputs if output.get("data", True)]
 
 
 def contents(notebook: Any) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import pandas as pd
 
@@ -115,17 +115,22 @@ class Run:
     def append(self, event: Event) -> None:
         """Write one event: a single O_APPEND write, so that a reader sees whole lines or a half last one.
 
-        Non-finite numbers become null, which JSON can hold.
+        Non-finite numbers become null, which JSON can hold. What a writer that died left of its last line is
+        ended first, so that it costs no more than itself.
 
         Raises:
             InputError: if the disk is full.
         """
         assert event["kind"] in EVENT_KINDS, event
-        line = json.dumps({"time": time.time(), **_finite(event)}, ensure_ascii=False) + "\n"
+        line = (json.dumps({"time": time.time(), **_finite(event)}, ensure_ascii=False) + "\n").encode()
         try:
-            fd = os.open(self.path / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            fd = os.open(self.path / "events.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(fd, line.encode())
+                size = os.fstat(fd).st_size
+                if size and os.pread(fd, 1, size - 1) != b"\n":
+                    line = b"\n" + line
+                if os.write(fd, line) < len(line):  # a disk that fills up takes a part before it refuses
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 if event["kind"] != "step":
                     os.fsync(fd)
             finally:
@@ -171,12 +176,10 @@ class Run:
             InputError: if another process trains this run.
         """
         with open(self.path / "driver.lock", "w") as f:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _acquire(f):
                 raise InputError(
                     f"Another process is training run {self.id}.", do="wait for it, or stop it with: speechlab stop " + self.id
-                ) from None
+                )
             yield
 
     def locked(self) -> bool:
@@ -222,12 +225,21 @@ class Tail:
         return [_parse(line) for line in lines if line.strip()]
 
 
+def _acquire(file: IO[str]) -> bool:
+    for _ in range(20):  # a second: a reader's look in locked() holds the file for a moment
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def _parse(line: bytes) -> Event:
     try:
         event = json.loads(line)
         if isinstance(event, dict) and event.get("kind") in EVENT_KINDS:
             return event
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):  # the last two: a kind that is a list, and deep nesting
         pass
     return {"time": 0.0, "kind": "message", "level": "warning", "text": f"unreadable event: {line[:80]!r}"}
 
@@ -235,8 +247,8 @@ def _parse(line: bytes) -> Event:
 def _last_per_step(events: list[Event], kind: str) -> pd.DataFrame:
     rows: dict[int, Event] = {}
     for event in events:
-        if event["kind"] == "start" and event.get("resumed_from") is not None:
-            rows = {step: row for step, row in rows.items() if step <= event["resumed_from"]}
+        if event["kind"] == "start":  # without a checkpoint it began anew
+            rows = {step: row for step, row in rows.items() if step <= (event.get("resumed_from") or 0)}
         elif event["kind"] == kind:
             rows[event["step"]] = event
     return pd.DataFrame([rows[step] for step in sorted(rows)])

@@ -28,7 +28,7 @@ from speechlab import audio, checkpoints, corpora, decoding, models, optim, scor
 from speechlab.batches import Plan, Step, collate, feed
 from speechlab.config import Experiment
 from speechlab.errors import InputError
-from speechlab.runs import Event, Run
+from speechlab.runs import Event, Run, write_atomic
 from speechlab.text import normaliser
 
 SAMPLES = 6  # validation clips that the board shows and plays
@@ -259,7 +259,7 @@ def _sample(run: Run, cut: Any, write: bool) -> str:
     # clip ids are untrusted: the file name is their hash
     name = f"samples/{hashlib.sha256(cut.id.encode()).hexdigest()[:16]}.mp3"
     if write and not (run.path / name).exists():
-        (run.path / name).write_bytes(audio.encode_mp3(corpora.load_audio(cut)))
+        write_atomic(run.path / name, audio.encode_mp3(corpora.load_audio(cut)))
     return name
 
 
@@ -280,6 +280,7 @@ def _checkpoint(
             "seconds": time.perf_counter() - began,
             "best": best is not None and best.path == saved.path,
         }
+    world.sum(0.0)  # nobody looks for checkpoints while they are written and pruned
     return event
 
 

@@ -124,7 +124,14 @@ SENTENCES = [
 
 
 def make_run(
-    root: Path, steps: int = 60, epochs: int = 3, name: str | None = None, evil: str = "", end: bool = True, first: int = 1, question: str | None = None
+    root: Path,
+    steps: int = 60,
+    epochs: int = 3,
+    name: str | None = None,
+    evil: str = "",
+    end: bool = True,
+    first: int = 1,
+    question: str | None = None,
 ) -> Run:
     """Write a run directory such as training leaves behind.
 
@@ -144,7 +151,9 @@ def make_run(
         run = Run(run.path.rename(root / name))
     for i, pitch in enumerate((300, 400, 500, 600)):
         (run.path / "samples" / f"{i:x}.mp3").write_bytes(mp3(1.5, pitch))
-    run.append({"kind": "start", "time": EPOCH, "steps": steps, "epochs": epochs, "workers": 1, "device": evil or "cpu", "resumed_from": None})
+    run.append(
+        {"kind": "start", "time": EPOCH, "steps": steps, "epochs": epochs, "workers": 1, "device": evil or "cpu", "resumed_from": None}
+    )
     run.append({"kind": "message", "time": EPOCH + 0.1, "level": "warning", "text": evil or "3 clips were longer than 30 s and set aside"})
     for step in range(first, steps + 1):
         run.append(step_event(step, steps, epochs))
@@ -160,7 +169,8 @@ def step_event(step: int, steps: int = 60, epochs: int = 3, **values: Any) -> di
     share, noise = step / steps, math.sin(step * 12.9898) % 0.7
     event = {
         "kind": "step", "time": EPOCH + step / 10, "step": step, "epoch": min(int(share * epochs), epochs - 1),
-        "loss": 0.2 + 1.5 * math.exp(-4 * share) + 0.4 * noise, "lr": 1e-6 + 3e-5 * min(step / (0.1 * steps), 0.5 + 0.5 * math.cos(math.pi * share)),
+        "loss": 0.2 + 1.5 * math.exp(-4 * share) + 0.4 * noise, 
+        "lr": 1e-6 + 3e-5 * min(step / (0.1 * steps), 0.5 + 0.5 * math.cos(math.pi * share)),
         "grad_norm": 1 + 6 * noise, "clips": 30, "audio_seconds": 50.0, "padded_seconds": 54 + 3 * noise, "full_context": step % 12 == 0,
         "step_seconds": 0.7 + noise / 3, "wait_seconds": 0.02 + noise / 20, "memory_bytes": int(1.2e9 + 3e8 * share),
     }  # fmt: skip
@@ -170,8 +180,23 @@ def step_event(step: int, steps: int = 60, epochs: int = 3, **values: Any) -> di
 def validation_event(step: int, steps: int = 60, epochs: int = 3, evil: str = "") -> dict[str, Any]:
     """A validation event with four clips."""
     samples = [
-        {"id": evil or f"en/clip-{i}", "reference": evil or ref, "hypothesis": (evil + " x") if evil else hyp, "audio": f"samples/{i:x}.mp3"}
+        {
+            "id": evil or f"en/clip-{i}",
+            "reference": evil or ref,
+            "hypothesis": (evil + " x") if evil else hyp,
+            "audio": f"samples/{i:x}.mp3",
+        }
         for i, (ref, hyp) in enumerate(SENTENCES)
     ]
     wer = 0.07 - 0.04 * step / steps
-    return {"kind": "validation", "time": EPOCH + step / 10, "step": step, "epoch": 0, "wer": wer, "cer": wer / 2, "clips": 4, "seconds": 1.0, "samples": samples}
+    return {
+        "kind": "validation",
+        "time": EPOCH + step / 10,
+        "step": step,
+        "epoch": 0,
+        "wer": wer,
+        "cer": wer / 2,
+        "clips": 4,
+        "seconds": 1.0,
+        "samples": samples,
+    }

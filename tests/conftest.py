@@ -29,3 +29,28 @@ def tiny_en() -> Path:
     from speechlab.models import weights
 
     return weights.resolve("whisper", "tiny.en").path
+
+
+@pytest.fixture(scope="session")
+def small_whisper(tiny_en, tmp_path_factory) -> Path:
+    """A folder with a Whisper of 2 layers, random weights and tiny.en's tokenizer: for tests of the way, not of the weights.
+
+    It ends after a word or two, which saves decoding time: the end token's embedding lies along the decoder's last bias.
+    """
+    import torch
+    from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizerFast
+
+    size = {"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    folder = tmp_path_factory.mktemp("small-whisper")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = WhisperForConditionalGeneration(WhisperConfig.from_pretrained(tiny_en, **size, **heads))
+    with torch.no_grad():
+        net.model.decoder.layer_norm.bias.fill_(0.5)
+        net.model.decoder.embed_tokens.weight[net.config.eos_token_id] = 0.1
+    net.generation_config = GenerationConfig.from_pretrained(tiny_en)
+    net.save_pretrained(folder)
+    WhisperTokenizerFast.from_pretrained(tiny_en).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_bytes((tiny_en / "preprocessor_config.json").read_bytes())
+    return folder

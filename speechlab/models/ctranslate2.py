@@ -245,8 +245,8 @@ def convert(model: str | Path, source: str | Path, dest: str | Path) -> None:
     except SafetensorError as e:  # also how a full disk shows
         raise InputError("The converted weights cannot be written.", got=f"{dest}: {e}", do="make room on the disk") from None
     config.save_pretrained(dest)
-    GenerationConfig(**generation).save_pretrained(dest)  # type: ignore[no-untyped-call]
-    WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(dest)  # type: ignore[no-untyped-call]
+    GenerationConfig(**generation).save_pretrained(dest)
+    WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(dest)
     tokenizer.save_pretrained(dest)
 
 
@@ -280,7 +280,7 @@ def _tokenizer(path: Path) -> tuple[Any, dict[str, int]]:
             raise ValueError(f"no token {', '.join(missing)}")
         settings: dict[str, Any] = {"pad_token": "<|endoftext|>", "model_max_length": 1024}
         tokenizer = WhisperTokenizer(tokenizer_file=str(path), extra_special_tokens=list(ids), **settings)
-    except Exception as e:  # noqa: BLE001 - the tokenizers library raises bare Exception
+    except Exception as e:  # the tokenizers library raises bare Exception
         got = f"{path}: {e}"
         raise InputError("The tokenizer beside the weights cannot be used.", got=got, expected="a Whisper tokenizer.json") from None
     return tokenizer, ids

@@ -272,7 +272,7 @@ def _download(repo: str, revision: str | None) -> Path:
         raise InputError("has no model.safetensors, and pickled weights are not loaded")
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=PATTERNS, etag_timeout=PROBE))
-    except Exception as e:  # noqa: BLE001 - the hub client's errors have no common class
+    except Exception as e:  # the hub client's errors have no common class
         raise InputError(_reason(e)) from None
 
 
@@ -283,7 +283,7 @@ def _within(seconds: Seconds, ask: Callable[[], Any]) -> Any:
     def run() -> None:
         try:
             answer.append(ask())
-        except Exception as e:  # noqa: BLE001 - as above
+        except Exception as e:  # as above
             answer.append(e)
 
     thread = threading.Thread(target=run, daemon=True)

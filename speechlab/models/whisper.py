@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, WhisperForConditionalGeneration, WhisperTokenizerFast
+from transformers import GenerationMixin, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 
@@ -52,6 +52,7 @@ class Whisper(nn.Module):
         super().__init__()
         logging.disable_progress_bar()  # 40 ms of work
         self.net = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+        self.net.model.encoder.embed_positions.requires_grad_(False)  # sinusoids; from_pretrained loses that they are fixed
         self.tokenizer = WhisperTokenizerFast.from_pretrained(folder, local_files_only=True)
         self.front_end = LogMel(self.net.config.num_mel_bins)
         self._special = self._prompt(language)
@@ -121,6 +122,7 @@ class Whisper(nn.Module):
         self.net.save_pretrained(folder)
         self._checkpoint_settings.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        WhisperFeatureExtractor(feature_size=self.net.config.num_mel_bins).save_pretrained(folder)  # as LogMel computes it
 
     # -- inside ---------------------------------------------------------------------------------
 

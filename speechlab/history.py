@@ -1,0 +1,120 @@
+"""What a live view keeps of a run's events: tables in bounded memory, brought up to date as events come.
+
+Knows neither a widget nor a page: :mod:`speechlab.board` draws it. A resume takes back the steps it
+is about to repeat; values that are no numbers count as missing. Not covered: several runs at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from speechlab import plots
+from speechlab.runs import Event
+from speechlab.units import Seconds
+
+MOST_POINTS = 2000  # points a curve holds
+STATES = {"failure": "failed", "stopped": "stopped", "end": "finished"}
+
+
+class History:
+    """What a board keeps of the events so far, in bounded memory.
+
+    Attributes:
+        curves: The columns of :func:`speechlab.plots.curves`, decimated with their peaks kept.
+        start: The latest start event.
+        validations: Validation events, one a step; only the last keeps its samples.
+        log: The latest messages and failures.
+        state: running, finished, stopped, failed or new.
+    """
+
+    def __init__(self) -> None:
+        self.curves = plots.curves(pd.DataFrame())
+        self.start: Event = {}
+        self.last: Event = {}
+        self.validations: list[Event] = []
+        self.log: list[Event] = []
+        self.state = "new"
+        self._newest = 0.0
+        self._times: list[tuple[float, float]] = []
+
+    def add(self, events: list[Event]) -> pd.DataFrame | None:
+        """Take new events in.
+
+        Returns:
+            The rows to append to the curves, or None if :attr:`curves` must be drawn afresh: steps
+            were taken back, or when the points were thinned out.
+        """
+        redraw = False
+        pending: list[Event] = []
+        new = [self.curves.iloc[:0]]
+        for event in events:
+            kind = event["kind"]
+            if kind == "step":
+                if number(event.get("step")) <= self._newest:  # workers came back without a new driver
+                    new.append(self._extend(pending))
+                    pending = []
+                    redraw |= self._rewind({**self.start, "resumed_from": number(event["step"]) - 1})
+                self._newest = number(event.get("step"), self._newest)
+                pending.append(event)
+            elif kind == "start":
+                new.append(self._extend(pending))
+                pending = []
+                redraw |= self._rewind(event)
+            elif kind == "validation":
+                earlier = [v for v in self.validations if v.get("step") != event.get("step")]
+                self.validations = [*({**v, "samples": []} for v in earlier), event]
+            elif kind in {"message", "failure"}:
+                self.log = [*self.log, event][-100:]
+            self.state = STATES.get(kind, "running" if kind in {"start", "step"} else self.state)
+            if isinstance(event.get("time"), int | float) and event["time"] > 0:
+                self.last = {**self.last, "time": event["time"]}
+        new.append(self._extend(pending))
+        if len(self.curves) > MOST_POINTS:
+            self.curves = plots.decimate(self.curves, MOST_POINTS // 2)
+            redraw = True
+        return None if redraw else pd.concat(new, ignore_index=True)
+
+    def _extend(self, events: list[Event]) -> pd.DataFrame:
+        if not events:
+            return self.curves.iloc[:0]
+        known = self.curves.smoothed.dropna()
+        rows = plots.curves(pd.DataFrame(events), float(known.iloc[-1]) if len(known) else None)
+        self.curves = pd.concat([self.curves, rows], ignore_index=True) if len(self.curves) else rows
+        self.last = {**self.last, **events[-1]}
+        self._times = [*self._times, *((number(e.get("time")), number(e.get("step"))) for e in events)][-50:]
+        return rows
+
+    def _rewind(self, start: Event) -> bool:
+        """Forget what a resume is about to repeat; a start from scratch forgets all."""
+        at = number(start.get("resumed_from"), default=0.0)
+        before = len(self.curves)
+        self.start, self._times, self._newest = start, [], at
+        self.curves = self.curves[self.curves.step <= at].reset_index(drop=True)
+        self.validations = [v for v in self.validations if number(v.get("step")) <= at]
+        return len(self.curves) != before
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last word has been said."""
+        return self.state in STATES.values()
+
+    @property
+    def step(self) -> float:
+        """The last step done."""
+        return float(self.curves.step.iloc[-1]) if len(self.curves) else number(self.start.get("resumed_from"), 0.0)
+
+    @property
+    def remaining(self) -> Seconds:
+        """Seconds to the last step at the pace of the latest fifty, validations included; NaN if unknown."""
+        steps = number(self.start.get("steps"))
+        if len(self._times) < 2 or self._times[-1][1] <= self._times[0][1]:
+            return float("nan")
+        (t0, s0), (t1, s1) = self._times[0], self._times[-1]
+        return max(steps - s1, 0) * (t1 - t0) / (s1 - s0)
+
+
+def number(value: Any, default: float = float("nan")) -> float:
+    """The value as a float, or the default where it is no number."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default

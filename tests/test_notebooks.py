@@ -1,0 +1,92 @@
+"""Every notebook runs small: under papermill as a user would, and under nbval."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from speechlab import config, evaluation, report, runs
+from speechlab.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, prompts, tiny_en):
+    """A small run, trained by the notebook itself through papermill's own command."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    run = runs.Run.create(config.load("configs/smoke.yaml"), folder)
+    done = subprocess.run(
+        [str(BIN / "papermill"), "notebooks/03_train.ipynb", str(run.path / "03_train.ipynb"), "-p", "run", str(run.path), "--no-progress-bar"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return run
+
+
+@pytest.mark.slow
+def test_training_leaves_a_whole_run(trained):
+    assert trained.state == "finished"
+    steps = trained.steps()
+    assert len(steps) == trained.events()[0]["steps"] or len(steps) == next(e for e in trained.events() if e["kind"] == "start")["steps"]
+    assert list(steps.step) == list(range(1, len(steps) + 1))
+    assert len(trained.validations()) == trained.config.training.epochs
+    record = trained.provenance
+    assert record["weights"]["name"] == "tiny.en"
+    assert len(record["data"]["manifest_sha256"]) == 64
+    assert record["command"].startswith("speechlab report --config")
+    assert (trained.path.parent / "mlflow.db").exists()
+
+
+@pytest.mark.slow
+def test_the_executed_notebook_shows_the_final_board(trained):
+    notebook = nbformat.read(trained.path / "03_train.ipynb", as_version=4)
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    assert not any(o.output_type == "error" for o in outputs)
+    last_board = next(c for c in notebook.cells if "static()" in c.source)
+    assert any("text/html" in o.get("data", {}) for o in last_board.outputs)
+
+
+@pytest.mark.slow
+def test_the_report_is_one_file_with_everything(trained):
+    path = report.make(trained)
+    page = path.read_text("utf-8")
+    assert path == trained.path / "report.html"
+    assert 3e5 < len(page) < 15e6
+    for text in ("Is the fine-tuned model better", "CC BY-SA 3.0", "Allison Smith", trained.id, trained.config.question, "data:audio/mpeg", "sign-flip"):
+        assert text in page, text
+    table = evaluation.summary(evaluation.load(trained), trained.config)
+    assert len(table) == 6
+    assert set(table.condition) == {"clean", "noise-10db"}
+    assert f"{100 * table.wer.iloc[0]:.2f} %" in page
+    assert report.costs(trained)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["03_train.ipynb", "04_evaluate.ipynb"])
+def test_notebooks_under_nbval(name, trained, tmp_path):
+    report.make(trained)
+    prepared = tmp_path / name
+    prepare = [str(BIN / "papermill"), f"notebooks/{name}", str(prepared), "-p", "run", str(trained.path), "--prepare-only"]
+    subprocess.run(prepare, cwd=ROOT, check=True, capture_output=True, timeout=60)
+    validate = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(prepared)]
+    done = subprocess.run(validate, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_an_unknown_parameter_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r'"config"'):
+        report.execute(ROOT / "notebooks/03_train.ipynb", tmp_path / "out.ipynb", {"confg": "x"})
+
+
+def test_a_failing_cell_names_itself(tmp_path):
+    with pytest.raises(report.NotebookError, match=r"04_evaluate[\s\S]*runs.find"):
+        report.execute(ROOT / "notebooks/04_evaluate.ipynb", tmp_path / "out.ipynb", {"run": str(tmp_path)}, progress=False)

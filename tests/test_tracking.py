@@ -1,0 +1,126 @@
+"""MLflow follows the run directory: a real SQLite store, locked, gone, and back."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+
+import pytest
+
+from speechlab import config, runs, tracking
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with a few events, as a driver would have written them."""
+    run = runs.Run.create(config.load("configs/smoke.yaml"), tmp_path)
+    run.append({"kind": "start", "steps": 3, "resumed_from": None})
+    for step in (1, 2, 3):
+        run.append(_step(step))
+    run.append({"kind": "validation", "step": 3, "epoch": 0, "wer": 0.25, "cer": 0.1, "clips": 8, "seconds": 1.0, "samples": []})
+    return run
+
+
+def _step(step: int) -> dict:
+    return {
+        "kind": "step",
+        "step": step,
+        "epoch": 0,
+        "loss": 1.0 / step,
+        "lr": 1e-5,
+        "grad_norm": 1.0,
+        "clips": 4,
+        "audio_seconds": 9.0,
+        "padded_seconds": 10.0,
+        "heard_seconds": 12.0,
+        "full_context": False,
+        "step_seconds": 0.5,
+        "wait_seconds": 0.01,
+        "memory_bytes": 10**9,
+    }
+
+
+def recorded(run):
+    """What MLflow has: the run and the history of its loss."""
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=tracking.uri_for(run))
+    (experiment,) = [e for e in client.search_experiments() if e.name == run.config.tracking.experiment]
+    (found,) = client.search_runs([experiment.experiment_id], filter_string=f"tags.`speechlab.run` = '{run.id}'")
+    return found, [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, "train/loss")], client
+
+
+def test_everything_arrives_once_however_often_it_is_sent(run):
+    assert tracking.catch_up(run) == 5
+    assert tracking.catch_up(run) == 0
+    run.append(_step(4))
+    assert tracking.catch_up(run) == 1
+    (run.path / "tracking.json").unlink()  # as if it was lost: all is sent again, to the same MLflow run
+    assert tracking.catch_up(run) == 6
+    found, losses, client = recorded(run)
+    assert losses == [(s, pytest.approx(1.0 / s)) for s in (1, 2, 3, 4)]
+    assert found.data.metrics["dev/wer"] == 0.25
+    assert found.data.params["training.epochs"] == "2"
+    assert found.data.params["model.weights"] == "tiny.en"
+    assert found.data.tags["speechlab.signature"] == run.config.signature
+    assert [a.path for a in client.list_artifacts(found.info.run_id)] == ["config.yaml"]
+    assert found.info.status == "RUNNING" or run.state == "interrupted"
+
+
+def test_the_state_of_the_run_is_the_state_in_mlflow(run):
+    tracking.catch_up(run)
+    run.append({"kind": "end", "step": 3, "seconds": 2.0, "best": None})
+    tracking.catch_up(run)
+    assert recorded(run)[0].info.status == "FINISHED"
+
+
+def test_evaluations_become_metrics(run):
+    meta = {"system": "finetuned", "condition": "clean", "context": "short", "wer": 0.03, "cer": 0.01, "rtf": 0.02}
+    (run.path / "evaluations" / "finetuned--clean--short.json").write_text(json.dumps(meta))
+    tracking.catch_up(run)
+    assert recorded(run)[0].data.metrics["test/finetuned/clean/short/wer"] == 0.03
+
+
+@pytest.mark.slow
+def test_a_locked_store_does_not_stop_the_run_and_is_caught_up(run):
+    tracking.catch_up(run)
+    path = tracking.uri_for(run).removeprefix("sqlite:///")
+    locker = sqlite3.connect(path, isolation_level=None)
+    locker.execute("BEGIN EXCLUSIVE")
+    began = time.monotonic()
+    with tracking.Follower(run, period=0.2, patience=2.0):
+        for step in range(4, 30):
+            run.append(_step(step))
+    assert time.monotonic() - began < 10, "training does not wait for the tracker"
+    assert any(e["kind"] == "message" and "MLflow" in e["text"] for e in run.events())
+    locker.execute("ROLLBACK")
+    locker.close()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(recorded(run)[1]) < 29:
+        tracking.catch_up(run)
+    assert [s for s, _ in recorded(run)[1]] == list(range(1, 30))
+
+
+def test_a_store_that_is_gone_costs_one_message(tmp_path):
+    run = runs.Run.create(config.load("configs/smoke.yaml", ["tracking.uri=http://127.0.0.1:9"]), tmp_path)
+    run.append({"kind": "start", "steps": 1, "resumed_from": None})
+    with tracking.Follower(run, period=0.1, patience=1.0):
+        time.sleep(1.0)
+    said = [e["text"] for e in run.events() if e["kind"] == "message"]
+    assert 1 <= len(said) <= 2
+    assert "training goes on" in said[0] or "speechlab track" in said[0]
+
+
+def test_tracking_can_be_off(tmp_path):
+    run = runs.Run.create(config.load("configs/smoke.yaml", ["tracking.enabled=false"]), tmp_path)
+    with tracking.Follower(run):
+        pass
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_flatten_names_every_leaf(run):
+    flat = tracking.flatten(run.config)
+    assert flat["optim.lr"] == 1e-5
+    assert flat["name"] == "smoke"
+    assert not any(isinstance(v, dict) for v in flat.values())

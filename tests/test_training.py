@@ -1,0 +1,336 @@
+"""The loop: exact after every kind of interruption, and the same for one worker as for two."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from speechlab import audio, checkpoints, config, corpora, models, training
+from speechlab.batches import Micro, Plan, Step
+from speechlab.errors import InputError
+from speechlab.models import Loss
+from speechlab.models.whisper import Whisper
+from speechlab.runs import Run
+from speechlab.training import World
+
+# what a step is, leaving out how long it took
+RESULT = "step epoch loss lr grad_norm clips audio_seconds padded_seconds heard_seconds full_context".split()
+
+
+def experiment(**sections: Any) -> config.Experiment:
+    """Eight steps in two epochs, for :func:`little`."""
+    values: dict[str, Any] = {
+        "name": "test",
+        "question": "Does it learn the same?",
+        "context": {"margin_min": 0.1, "margin_max": 0.5, "full_fraction": 0.2},
+        "optim": {"lr": 1e-3, "warmup_steps": 2},
+        "training": {"epochs": 2, "batch_seconds": 6.5, "micro_batches": 2, "precision": "fp32"},
+    }
+    for name, section in sections.items():
+        values[name] = {**values[name], **section} if isinstance(section, dict) else section
+    return config.validate(values, "test")
+
+
+@pytest.fixture(scope="module")
+def little(prompts) -> corpora.Corpus:
+    """Short clips of the real corpus: 16 to train on, 3 for validation."""
+    from lhotse import CutSet
+
+    def few(split: str, count: int) -> CutSet:
+        cuts = sorted(prompts.cuts[split], key=lambda c: (c.duration, c.id))
+        return CutSet.from_cuts(sorted(cuts[5 :: len(cuts) // (2 * count)][:count], key=lambda c: c.id))
+
+    return dataclasses.replace(prompts, cuts={"train": few("train", 16), "dev": few("dev", 3), "test": few("test", 3)})
+
+
+@pytest.fixture(scope="module")
+def noisy(small_whisper, tmp_path_factory) -> Path:
+    """A small Whisper with dropout, so that each step draws random numbers."""
+    folder = tmp_path_factory.mktemp("noisy") / "whisper"
+    shutil.copytree(small_whisper, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"dropout": 0.1}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(little, noisy, tmp_path_factory) -> Callable[..., Run]:
+    """Trains a run, new or interrupted, to wherever it gets."""
+
+    def to_the_end(made: config.Experiment, run: Run | None = None, weights: Path = noisy, stop_after: int | None = None) -> Run:
+        run = run or Run.create(made, tmp_path_factory.mktemp("runs"))
+        for event in training.train(made, little, str(weights), run):
+            run.append(event)
+            if event["kind"] == "step" and event["step"] == stop_after:
+                run.stop()
+        return run
+
+    return to_the_end
+
+
+@pytest.fixture(scope="module")
+def whole(train) -> Run:
+    """A run that nothing interrupted."""
+    return train(experiment())
+
+
+def digest(run: Run) -> str:
+    return [e for e in run.events() if e["kind"] == "checkpoint"][-1]["digest"]
+
+
+def assert_same(a: Run, b: Run) -> None:
+    """Bit by bit: every step and the weights at the end."""
+    assert a.steps()[RESULT].to_dict("records") == b.steps()[RESULT].to_dict("records")
+    assert list(a.validations().wer) == list(b.validations().wer)
+    assert digest(a) == digest(b)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, at: int, change: Callable[[Loss], Loss]) -> None:
+    """Change what the model returns for one micro-batch, counted from 0."""
+    calls, forward = itertools.count(), Whisper.loss
+    monkeypatch.setattr(Whisper, "forward", lambda model, batch: change(forward(model, batch)) if next(calls) == at else forward(model, batch))
+
+
+# --- what a run tells ---
+
+
+def test_events_of_a_run(whole, little):
+    events = whole.events()
+    kinds = [e["kind"] for e in events]
+    start = events[0]
+    steps = start["steps"]
+    assert (start["kind"], start["workers"], start["resumed_from"], start["device"]) == ("start", 1, None, "cpu")
+    assert steps == 2 * training.plan_for(experiment(), training.Clips.of(little)).steps_per_epoch >= 8
+    assert (kinds.count("step"), kinds.count("validation"), kinds.count("checkpoint"), kinds[-1]) == (steps, 2, 2, "end")
+    assert whole.state == "finished"
+    table = whole.steps()
+    assert list(table.step) == list(range(1, steps + 1))
+    assert list(table.groupby("epoch").clips.sum()) == [16, 16]
+    assert table.groupby("epoch").audio_seconds.sum().tolist() == pytest.approx([little.seconds["train"]] * 2)
+    assert (table.heard_seconds > table.padded_seconds).all()
+    assert (table.padded_seconds >= table.audio_seconds).all()
+    assert table.lr.iloc[-1] == pytest.approx(1e-6)
+    assert table.loss.between(0, 2 * math.log(51864)).all()
+    assert (table.step_seconds >= table.wait_seconds).all()
+    assert table.memory_bytes.min() > 50_000_000
+    kept = checkpoints.existing(whole.path / "checkpoints")
+    assert [c.step for c in kept] == [steps // 2, steps]
+    assert events[-1]["best"] == {"step": checkpoints.best(kept).step, "wer": checkpoints.best(kept).wer}
+    assert [c.wer for c in kept] == list(whole.validations().wer)
+
+
+def test_validation_shows_clips_that_can_be_played(whole, little):
+    dev = {c.id: c for c in little.cuts["dev"]}
+    for event in (e for e in whole.events() if e["kind"] == "validation"):
+        assert event["clips"] == 3
+        assert {s["id"] for s in event["samples"]} == set(dev)
+        for sample in event["samples"]:
+            cut = dev[sample["id"]]
+            assert sample["reference"] == cut.supervisions[0].text
+            assert isinstance(sample["hypothesis"], str)
+            assert sample["audio"].startswith("samples/")
+            assert sample["audio"].endswith(".mp3")
+            heard = audio.decode((whole.path / sample["audio"]).read_bytes())
+            assert len(heard) / 16_000 == pytest.approx(cut.duration, abs=0.2)
+    assert len(list((whole.path / "samples").iterdir())) == 3
+
+
+# --- exactness ---
+
+
+@pytest.mark.slow
+def test_the_same_run_twice_gives_the_same_bits(whole, train):
+    assert_same(whole, train(experiment()))
+
+
+@pytest.mark.slow
+def test_another_seed_gives_other_weights(whole, train):
+    other = train(experiment(seed=2))
+    assert digest(other) != digest(whole)
+    assert list(other.steps().loss) != list(whole.steps().loss)
+
+
+@pytest.mark.slow
+def test_a_run_stopped_in_mid_epoch_goes_on_as_if_it_had_not_been(whole, train):
+    run = train(experiment(), stop_after=2)
+    assert run.state == "stopped"
+    assert [e for e in run.events() if e["kind"] == "stopped"][0]["step"] == 3 == len(run.steps())
+    assert 3 % (len(whole.steps()) // 2)  # in mid-epoch
+    run.stop_file.unlink()
+    train(experiment(), run)
+    assert [e["resumed_from"] for e in run.events() if e["kind"] == "start"] == [None, 3]
+    assert_same(whole, run)
+
+
+@pytest.mark.slow
+def test_a_run_that_breaks_in_mid_epoch_goes_on_from_its_last_checkpoint(whole, train, tmp_path, monkeypatch):
+    made = experiment(training={"checkpoint_steps": 2})  # checkpoints more or less do not change what is learnt
+    run = Run.create(made, tmp_path)
+
+    def break_down(loss: Loss) -> Loss:
+        raise RuntimeError("lost worker")
+
+    with monkeypatch.context() as patch:
+        spoil(patch, at=2 * 3 - 1, change=break_down)  # the last micro-batch of the third step
+        with pytest.raises(RuntimeError, match="lost worker"):
+            train(made, run)
+    assert len(run.steps()) == 2
+    train(made, run)
+    assert [e["resumed_from"] for e in run.events() if e["kind"] == "start"] == [None, 2]
+    assert_same(whole, run)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over_and_its_steps_are_done_again(whole, train, tmp_path):
+    run = Run(shutil.copytree(whole.path, tmp_path / whole.id))
+    last = checkpoints.existing(run.path / "checkpoints")[-1]
+    data = bytearray((last.path / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (last.path / "model.safetensors").write_bytes(data)
+    (run.path / "events.jsonl").unlink()
+    train(experiment(), run)
+    message, start = run.events()[:2]
+    assert (message["kind"], message["level"]) == ("message", "warning")
+    assert message["text"].startswith(f"{last.path.name} is damaged: model.safetensors")
+    assert start["resumed_from"] == last.step // 2
+    assert digest(run) == digest(whole)
+
+
+def test_a_finished_run_trained_again_ends_at_once(whole, train, tmp_path):
+    run = Run(shutil.copytree(whole.path, tmp_path / whole.id))
+    (run.path / "events.jsonl").unlink()
+    assert [e["kind"] for e in train(experiment(), run).events()] == ["start", "end"]
+
+
+def test_a_loss_that_is_not_a_number_names_step_and_clips(train, little, monkeypatch, tmp_path):
+    spoil(monkeypatch, at=3, change=lambda loss: Loss(loss.total * math.nan, loss.tokens))
+    run = Run.create(experiment(), tmp_path)
+    with pytest.raises(InputError, match=r"loss of step 2 is not a number(.|\n)*got: *loss nan(.|\n)*finite(.|\n)*look at its clips: ") as e:
+        train(experiment(), run)
+    clips = training.Clips.of(little)
+    _, step = training.plan_for(experiment(), clips).step(1)
+    assert str(e.value).rpartition("clips: ")[2].split(", ") == [clips.cuts[i].id for m in step.micros for i in m.clips]
+    assert [e["kind"] for e in run.events()] == ["start", "step"]
+
+
+# --- one objective, however a step is cut up ---
+
+
+class Merged:
+    """A plan whose steps are one micro-batch each."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.steps_per_epoch = plan, plan.steps_per_epoch
+
+    def step(self, step: int) -> tuple[int, Step]:
+        epoch, cut = self.plan.step(step)
+        clips = tuple(i for m in cut.micros for i in m.clips)
+        return epoch, Step((Micro(clips, max(m.context for m in cut.micros)),), cut.full_context)
+
+
+def gradients(events: Iterator[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """All gradients of the first step, before clipping."""
+    caught: list[torch.Tensor] = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def catch(parameters: Any, norm: float) -> torch.Tensor:
+        parameters = list(parameters)
+        caught.append(torch.cat([p.grad.flatten().clone() for p in parameters if p.grad is not None]))
+        return clip(parameters, norm)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", catch)
+        next(e for e in events if e["kind"] == "step")
+        events.close()  # type: ignore[attr-defined]
+    return caught[0]
+
+
+def test_the_gradient_does_not_depend_on_how_a_step_is_cut_up(little, small_whisper, tmp_path, monkeypatch):
+    made = experiment(context={"full_fraction": 1.0}, training={"batch_seconds": 16.0})  # one context for all, as merging changes it
+
+    def first_step() -> torch.Tensor:
+        run = Run.create(made, tmp_path)
+        return gradients(training.train(made, little, str(small_whisper), run), monkeypatch)
+
+    cut = first_step()
+    with monkeypatch.context() as patch:
+        planned = training.plan_for
+        patch.setattr(training, "plan_for", lambda *a: Merged(planned(*a)))
+        merged = first_step()
+    assert (cut - merged).norm() / merged.norm() < 1e-5
+
+    # negative control: the mean over micro-batches of their means, as many templates have it
+    clips = training.Clips.of(little)
+    model = models.load("whisper", small_whisper, "en")
+    tokens = [sum(model.count_tokens([clips.texts[i] for i in m.clips])) for m in planned(made, clips).step(0)[1].micros]
+    assert tokens[0] != tokens[1]
+    with monkeypatch.context() as patch:
+        loss = Whisper.loss
+        patch.setattr(Whisper, "forward", lambda m, b: Loss((one := loss(m, b)).total * sum(tokens) / (2 * one.tokens), one.tokens))
+        naive = first_step()
+    assert (naive - merged).norm() / merged.norm() > 1e-3
+
+
+def worker(rank: int, made: config.Experiment, corpus: corpora.Corpus, weights: str, path: Path) -> None:
+    """One of two processes that train a run together."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2)
+    run = Run(path)
+    for event in training.train(made, corpus, weights, run, World(rank, 2)):
+        if rank == 0:
+            run.append(event)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_learn_what_one_does(whole, little, noisy, tmp_path):
+    run = Run.create(experiment(), tmp_path)
+    mp.spawn(worker, (experiment(), little, str(noisy), run.path), nprocs=2)
+    assert run.events()[0]["workers"] == 2
+    assert list(run.steps().step) == list(whole.steps().step)
+    assert run.steps()[["clips", "lr", "full_context"]].equals(whole.steps()[["clips", "lr", "full_context"]])
+    one, two = (r.steps()[["loss", "grad_norm", "audio_seconds"]].to_numpy() for r in (whole, run))
+    print("largest difference of loss and gradient norm:", abs(one / two - 1).max())
+    assert one == pytest.approx(two, rel=1e-4)
+    weights = [flat(r.path / "checkpoints" / checkpoints.existing(r.path / "checkpoints")[-1].path.name) for r in (whole, run)]
+    learnt = (weights[0] - flat(noisy)).norm()
+    print("difference of the weights over what was learnt:", ((weights[0] - weights[1]).norm() / learnt).item())
+    assert (weights[0] - weights[1]).norm() < 1e-3 * learnt
+    assert [e["wer"] for e in run.events() if e["kind"] == "validation"] == list(whole.validations().wer)
+    assert run.state == "finished"
+
+
+def flat(folder: Path) -> torch.Tensor:
+    """All weights of a folder, one after another."""
+    from safetensors.torch import load_file
+
+    return torch.cat([value.flatten() for _, value in sorted(load_file(folder / "model.safetensors").items())])
+
+
+# --- learning ---
+
+
+@pytest.mark.slow
+def test_the_real_weights_learn(train, tiny_en):
+    made = experiment(optim={"lr": 5e-5, "warmup_steps": 1}, training={"epochs": 3, "precision": "bf16"}, context={"full_fraction": 0.0})
+    run = train(made, weights=tiny_en)
+    losses = run.steps().groupby("epoch").loss.mean().tolist()
+    print("loss by epoch:", [round(x, 3) for x in losses])
+    assert losses[0] > 1.5 * losses[1] > losses[2]
+
+
+def test_an_estimate_is_a_positive_time(little, small_whisper):
+    clips = training.Clips.of(little)
+    made = experiment()
+    assert 0 < training.estimate(made, clips, training.plan_for(made, clips), str(small_whisper)) < 600
