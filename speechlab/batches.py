@@ -16,7 +16,7 @@ Not covered yet: a limit on tokens, augmentation.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -74,6 +74,16 @@ class Micro:
     clips: tuple[int, ...]
     context: Seconds
 
+    @property
+    def heard(self) -> Seconds:
+        """What the encoder hears of it."""
+        return len(self.clips) * self.context
+
+    def pieces(self, limit: Seconds) -> tuple[Micro, ...]:
+        """The same clips in passes that each hear at most ``limit`` seconds, to bound memory; one clip at least."""
+        size = max(1, int(limit // self.context))
+        return tuple(Micro(self.clips[i : i + size], self.context) for i in range(0, len(self.clips), size))
+
 
 @dataclass(frozen=True)
 class Step:
@@ -81,6 +91,11 @@ class Step:
 
     micros: tuple[Micro, ...]
     full_context: bool
+
+    @property
+    def heard(self) -> Seconds:
+        """What the encoder hears of it."""
+        return sum(micro.heard for micro in self.micros)
 
     def of_rank(self, rank: int, world: int) -> tuple[Micro, ...]:
         """The share of one worker; the union over ranks is the step, whatever the world's size."""
@@ -158,7 +173,7 @@ class Plan:
     @property
     def _full_steps(self) -> int:
         """A count, not a chance, so that an epoch's cost is known; at least one where any are wanted."""
-        return math.ceil(self._context.full_fraction * self.steps_per_epoch - 1e-9)
+        return max(round(self._context.full_fraction * self.steps_per_epoch), int(self._context.full_fraction > 0))
 
     @lru_cache(maxsize=2)  # noqa: B019 - two epochs of one plan, freed with it at process end
     def epoch(self, epoch: int) -> tuple[Step, ...]:
@@ -195,7 +210,7 @@ class Plan:
             steps=len(steps),
             audio=float(self._seconds.sum()),
             padded=float(sum(len(m.clips) * self._seconds[list(m.clips)].max() for m in micros)),
-            heard=float(sum(len(m.clips) * m.context for m in micros)),
+            heard=float(sum(m.heard for m in micros)),
             full_steps=sum(s.full_context for s in steps),
         )
 
@@ -266,38 +281,29 @@ def collate(clips: Sequence[tuple[str, str, Any]], context: Seconds | None = Non
     )
 
 
-class _Micros(Dataset[Batch]):
-    """Random access to the plan's micro-batches as batches."""
+class _Clips(Dataset[Batch]):
+    """The plan's micro-batches are the keys, batches the values: nothing to look up, nothing to keep."""
 
-    def __init__(self, plan: Plan, load: Callable[[int], tuple[str, str, Any]], rank: int, world: int) -> None:
-        self.plan, self.load, self.rank, self.world = plan, load, rank, world
+    def __init__(self, load: Callable[[int], tuple[str, str, Any]]) -> None:
+        self.load = load
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
-        step, part = key
-        micro = self.plan.step(step)[1].of_rank(self.rank, self.world)[part]
+    def __getitem__(self, micro: Micro) -> Batch:
         return collate([self.load(i) for i in micro.clips], micro.context)
 
 
-def feed(
-    plan: Plan, load: Callable[[int], tuple[str, str, Any]], steps: range, *, rank: int = 0, world: int = 1, loader_workers: int = 0
-) -> Iterator[Batch]:
-    """One rank's micro-batches of the given global steps, in order.
+def feed(load: Callable[[int], tuple[str, str, Any]], micros: Iterable[Micro], loader_workers: int = 0) -> Iterator[Batch]:
+    """Micro-batches of a plan as batches, in order.
 
     Args:
-        plan: The plan.
         load: Gives (id, transcript, waveform) of a clip by index; must be picklable for loader workers.
-        steps: Global steps to feed.
-        rank: This worker.
-        world: All workers.
+        micros: What to feed; taken lazily.
         loader_workers: Processes that prepare input; 0 loads in this one. Batches do not depend on it.
     """
-    parts = len(plan.step(0)[1].of_rank(rank, world))
-    keys = [(step, part) for step in steps for part in range(parts)]
     return iter(
         DataLoader(
-            _Micros(plan, load, rank, world),
+            _Clips(load),
             batch_size=None,
-            sampler=keys,  # type: ignore[arg-type]
+            sampler=micros,  # type: ignore[arg-type]
             num_workers=loader_workers,
             # a forked child of a Ray worker would inherit its threads' locks
             multiprocessing_context="forkserver" if loader_workers else None,

@@ -216,9 +216,11 @@ def _dry_run(experiment: configs.Experiment) -> None:
         + ", ".join(f"{k} {len(v)}" for k, v in corpus.cuts.items())
         + " clips",
         "weights": f"{start.name} from {start.source}, sha256 {start.sha256[:12]}",
-        "steps": f"{summary.steps * epochs} in {epochs} epochs, {experiment.training.micro_batches} micro-batches each, {summary.full_steps} an epoch at 30 s",
+        "steps": f"{summary.steps * epochs} in {epochs} epochs, {experiment.training.micro_batches} micro-batches each; "
+        f"{summary.full_steps} an epoch are heard at 30 s",
         "audio": f"{clock(summary.audio)} an epoch",
-        "padding": f"{100 * summary.padding:.1f} % of the batches; with margins and 30 s steps the encoder hears {clock(summary.heard)} an epoch",
+        "padding": f"{100 * summary.padding:.1f} % of the batches; "
+        f"with margins and 30 s steps the encoder hears {clock(summary.heard)} an epoch",
         "workers": f"{experiment.cluster.workers} on {experiment.cluster.device}",
         "estimated time": f"{clock(estimate)} of steps on this machine in one process, validation and start-up not included",
     }

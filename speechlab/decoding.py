@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from speechlab import batches, corpora
+from speechlab.errors import InputError
 from speechlab.features import FULL_CONTEXT
 from speechlab.units import Seconds
 
@@ -97,3 +98,16 @@ def _batch(model: Any, cuts: list[Any], context: str, precision: str, device: st
 def autocast(device: str, precision: str) -> torch.autocast:
     """The mixed-precision region of a device: bf16 needs no loss scaling."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def resolve_device(wanted: str, cuda: bool) -> str:
+    """``auto`` is CUDA where there is one.
+
+    Raises:
+        InputError: if CUDA is asked for and absent.
+    """
+    if wanted == "cuda" and not cuda:
+        raise InputError(
+            "No CUDA device was found.", got="cluster.device: cuda", expected="a machine with a GPU", do="set cluster.device to auto or cpu"
+        )
+    return "cuda" if cuda and wanted != "cpu" else "cpu"

@@ -347,9 +347,10 @@ def _stream(address: str, part: Path, limit: Bytes) -> None:
         raise InputError(f"{address} is not an http or https address")
     while True:
         have = part.stat().st_size if part.exists() else 0
-        request = urllib.request.Request(address, headers={"User-Agent": "speechlab", **({"Range": f"bytes={have}-"} if have else {})})
+        headers = {"User-Agent": "speechlab"} | ({"Range": f"bytes={have}-"} if have else {})
+        request = urllib.request.Request(address, headers=headers)  # noqa: S310 - http or https, as checked
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as body:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as body:  # noqa: S310
                 start = have if body.status == 206 else 0  # a server without ranges starts over
                 total = start + int(body.headers.get("Content-Length") or 0)
                 if total > limit:

@@ -85,7 +85,9 @@ def costs(run: Run) -> list[str]:
     lines = [f"training steps  {clock(seconds)}, {clips / seconds:.1f} clips a second" if seconds else "training steps  none"]
     lines.append(f"validation      {clock(validation)}")
     if starts:
-        lines.append(f"start-up        {clock(starts[0] - (run.path / 'config.yaml').stat().st_mtime)} from the run's making to its first step")
+        lines.append(
+            f"start-up        {clock(starts[0] - (run.path / 'config.yaml').stat().st_mtime)} from the run's making to its first step"
+        )
     lines.append(f"decoding        {clock(float(decoding))} for all evaluations")
     return lines
 

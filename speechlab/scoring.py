@@ -192,9 +192,7 @@ class Scores:
         return _interval(self, self.errors_U, 1.0, resamples, seed, level, by)
 
 
-def score(
-    references: Sequence[str], hypotheses: Sequence[str], normaliser: Normaliser, speakers: Sequence[str] | None = None
-) -> Scores:
+def score(references: Sequence[str], hypotheses: Sequence[str], normaliser: Normaliser, speakers: Sequence[str] | None = None) -> Scores:
     """Count word and character errors of each utterance after normalisation.
 
     Args:

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from speechlab import audio, checkpoints, corpora, decoding, models, optim, scoring
-from speechlab.batches import Plan, Step, collate, feed
+from speechlab.batches import Micro, Plan, Step, feed
 from speechlab.config import Experiment
 from speechlab.errors import InputError
 from speechlab.runs import Event, Run, write_atomic
@@ -147,25 +147,29 @@ def train(experiment: Experiment, corpus: corpora.Corpus, weights: str, run: Run
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
 
-    supply = feed(plan, clips, range(first, total), rank=world.rank, world=world.size, loader_workers=experiment.cluster.loader_workers)
+    def passes(planned: Step) -> list[Micro]:
+        limit = experiment.cluster.device_seconds
+        return [piece for micro in planned.of_rank(world.rank, world.size) for piece in micro.pieces(limit)]
+
+    ahead = (piece for step in range(first, total) for piece in passes(plan.step(step)[1]))
+    supply = feed(clips, ahead, experiment.cluster.loader_workers)
     process = psutil.Process()
     for step in range(first, total):
         epoch, planned = plan.step(step)
-        mine = planned.of_rank(world.rank, world.size)
+        mine = passes(planned)
         step_tokens = sum(tokens[i] for micro in planned.micros for i in micro.clips)
         rate = optim.learning_rate(step, total, experiment.optim)
         for group in optimizer.param_groups:
             group["lr"] = rate
 
         step_began, waited, loss_sum = time.perf_counter(), 0.0, 0.0
-        for part, _ in enumerate(mine):
+        for piece in mine:
             wait_began = time.perf_counter()
             batch = next(supply).to(torch.device(world.device))
             waited += time.perf_counter() - wait_began
             # seeded by the place in the plan, not by the worker: dropout is the same at any world size
-            torch.manual_seed(_seed(experiment.seed, step, world.rank + part * world.size))
-            last = part == len(mine) - 1
-            with parallel.no_sync() if world.size > 1 and not last else nullcontext():
+            torch.manual_seed(_seed(experiment.seed, step, piece.clips[0]))
+            with parallel.no_sync() if world.size > 1 and piece is not mine[-1] else nullcontext():
                 with decoding.autocast(world.device, experiment.training.precision):
                     loss = parallel(batch)
                 # DDP averages over workers; the objective is the mean over the step's tokens
@@ -196,7 +200,7 @@ def train(experiment: Experiment, corpus: corpora.Corpus, weights: str, run: Run
             "clips": sum(len(micro.clips) for micro in planned.micros),
             "audio_seconds": audio_seconds,
             "padded_seconds": sum(len(micro.clips) * max(clips.cuts[i].duration for i in micro.clips) for micro in planned.micros),
-            "heard_seconds": _heard(planned),
+            "heard_seconds": planned.heard,
             "full_context": planned.full_context,
             "step_seconds": time.perf_counter() - step_began,
             "wait_seconds": waited / world.size,
@@ -304,21 +308,17 @@ def estimate(experiment: Experiment, clips: Clips, plan: Plan, weights: str) -> 
     _timed(experiment, model, clips, (short or full)[0])  # warm-up
     for kind, steps in (("short", short[:2]), ("full", full[:1])):
         if steps:
-            heard = sum(_heard(s) for s in steps)
+            heard = sum(s.heard for s in steps)
             rate = sum(_timed(experiment, model, clips, s) for s in steps) / heard
-            seconds[kind] = rate * sum(_heard(s) for s in (short if kind == "short" else full))
+            seconds[kind] = rate * sum(s.heard for s in (short if kind == "short" else full))
     return sum(seconds.values()) * experiment.training.epochs
 
 
 def _timed(experiment: Experiment, model: Any, clips: Clips, step: Step) -> float:
     began = time.perf_counter()
-    for micro in step.micros:
-        batch = collate([clips(i) for i in micro.clips], micro.context)
+    passes = [piece for micro in step.micros for piece in micro.pieces(experiment.cluster.device_seconds)]
+    for batch in feed(clips, passes):
         with decoding.autocast("cpu", experiment.training.precision):
             loss = model.loss(batch)
         (loss.total / loss.tokens).backward()
     return time.perf_counter() - began
-
-
-def _heard(step: Step) -> float:
-    return sum(len(m.clips) * m.context for m in step.micros)

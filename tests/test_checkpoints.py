@@ -76,7 +76,9 @@ def small(small_whisper) -> tuple[Whisper, torch.optim.Optimizer]:
 def test_weights_and_optimizer_come_back_bit_by_bit(small_whisper, small, tmp_path):
     model, optimizer = copy.deepcopy(small)
     checkpoint = checkpoints.save(tmp_path, model, optimizer, step=7, epoch=1, wer=0.25)
-    assert checkpoint == checkpoints.existing(tmp_path)[0] == Checkpoint(tmp_path / "step-000007", 7, 0.25, checkpoints.weights_digest(model))
+    assert (
+        checkpoint == checkpoints.existing(tmp_path)[0] == Checkpoint(tmp_path / "step-000007", 7, 0.25, checkpoints.weights_digest(model))
+    )
     assert checkpoints.damage(checkpoint) is None
     assert not [p for p in tmp_path.iterdir() if p != checkpoint.path]
 
@@ -108,7 +110,9 @@ def test_equal_tensors_have_equal_digests_wherever_they_lie(tmp_path):
     assert one.digest != saved(tmp_path, 3, seed=6).digest
 
 
-@pytest.mark.parametrize("change", [lambda m: m[0].weight.data.view(-1)[3:4].mul_(1 + 1e-6), lambda m: m.to(torch.float64), lambda m: m.append(nn.Linear(1, 1))])
+@pytest.mark.parametrize(
+    "change", [lambda m: m[0].weight.data.view(-1)[3:4].mul_(1 + 1e-6), lambda m: m.to(torch.float64), lambda m: m.append(nn.Linear(1, 1))]
+)
 def test_the_digest_sees_values_types_and_names(change):
     model = Tiny()
     before = checkpoints.weights_digest(model)
@@ -236,7 +240,9 @@ def holds_only_the_first(folder: Path, first: Checkpoint) -> bool:
     return [p.name for p in folder.iterdir()] == ["step-000001"] and checkpoints.newest(folder) == (first, [])
 
 
-DISK_FULL = r"disk is full(.|\n)*earlier checkpoints are untouched(.|\n)*got: *[\d,]+ MB free(.|\n)*expected: *room for 4\d MB(.|\n)*--resume"
+DISK_FULL = (
+    r"disk is full(.|\n)*earlier checkpoints are untouched(.|\n)*got: *[\d,]+ MB free(.|\n)*expected: *room for 4\d MB(.|\n)*--resume"
+)
 
 
 @pytest.mark.parametrize(("megabytes", "full_at"), [(1, "model"), (14, "tokenizer"), (30, "optimizer")])

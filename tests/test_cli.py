@@ -18,7 +18,12 @@ def speechlab(*words: str, cwd: Path = ROOT, env: dict[str, str] | None = None, 
     import os
 
     return subprocess.run(
-        [sys.executable, "-m", "speechlab", *words], cwd=cwd, env={**os.environ, "COLUMNS": "200", **(env or {})}, capture_output=True, text=True, timeout=timeout
+        [sys.executable, "-m", "speechlab", *words],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
 
 
@@ -43,7 +48,11 @@ BAD = {
     "wrong type": (HEAD + "training: {epochs: three}\n", [], ["training.epochs", "got 'three' (str)", "expected"]),
     "1e-4 is text in YAML": (HEAD + "optim: {lr: 1e-4}\n", [], ["optim.lr", "'1e-4'", "write 0.0001"]),
     "out of range": (HEAD + "optim: {clip: -1.0}\n", [], ["optim.clip", "-1.0", "greater than 0"]),
-    "several at once": (HEAD + "seed: -1\ntraining: {epochs: 0, precision: fp8}\n", [], ["3 values", "seed", "training.epochs", "training.precision"]),
+    "several at once": (
+        HEAD + "seed: -1\ntraining: {epochs: 0, precision: fp8}\n",
+        [],
+        ["3 values", "seed", "training.epochs", "training.precision"],
+    ),
     "unknown corpus": (HEAD + "corpus: {name: promts}\n", ["--dry-run"], ["promts", 'did you mean "prompts"', "librispeech"]),
     "unknown language": (HEAD + "corpus: {name: prompts, language: xx}\n", ["--dry-run"], ["xx", "en"]),
     "unknown family": (HEAD + "model: {family: wisper}\n", ["--dry-run"], ["wisper", 'did you mean "whisper"']),

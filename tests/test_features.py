@@ -26,7 +26,11 @@ def waves(prompts) -> list[np.ndarray]:
     cuts = sorted(prompts.cuts["test"], key=lambda c: c.duration)
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(40_000).astype(np.float32) / 10
-    return [corpora.load_audio(c) for c in cuts[:: len(cuts) // 6]] + [noise, np.zeros(16_000, np.float32), np.eye(1, 8000, 4000, np.float32)[0]]
+    return [corpora.load_audio(c) for c in cuts[:: len(cuts) // 6]] + [
+        noise,
+        np.zeros(16_000, np.float32),
+        np.eye(1, 8000, 4000, np.float32)[0],
+    ]
 
 
 def padded(waves: list[np.ndarray]) -> torch.Tensor:

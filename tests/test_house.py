@@ -87,7 +87,9 @@ def test_modules_are_documented_and_short(path):
     tree = ast.parse(source)
     assert ast.get_docstring(tree), "a module says what is notable and what is not covered"
     public = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) and not n.name.startswith("_")]
-    methods = [m for n in public if isinstance(n, ast.ClassDef) for m in n.body if isinstance(m, ast.FunctionDef) and not m.name.startswith("_")]
+    methods = [
+        m for n in public if isinstance(n, ast.ClassDef) for m in n.body if isinstance(m, ast.FunctionDef) and not m.name.startswith("_")
+    ]
     assert [n.name for n in public + methods if not ast.get_docstring(n)] == []
     assert len(source.splitlines()) <= 400 or path.name in LONG
 
@@ -96,7 +98,14 @@ def test_modules_are_documented_and_short(path):
 def test_modules_have_a_test_file(path):
     if path.stem in {"__init__", "__main__", "units"} or path.parent.name == "corpora":
         return
-    shared = {"ctranslate2": "weights", "decoding": "evaluation", "archives": "fetch", "progress": "fetch", "markup": "plots", "provenance": "doctor"}
+    shared = {
+        "ctranslate2": "weights",
+        "decoding": "evaluation",
+        "archives": "fetch",
+        "progress": "fetch",
+        "markup": "plots",
+        "provenance": "doctor",
+    }
     assert (ROOT / "tests" / f"test_{shared.get(path.stem, path.stem)}.py").exists()
 
 

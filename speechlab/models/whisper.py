@@ -108,6 +108,7 @@ class Whisper(nn.Module):
         x = nn.functional.gelu(encoder.conv1(mel_BMT))
         x_BFD = nn.functional.gelu(encoder.conv2(x)).transpose(1, 2)
         x_BFD = x_BFD + encoder.embed_positions.weight[: x_BFD.shape[1]]
+        x_BFD = nn.functional.dropout(x_BFD, self.net.config.dropout, self.training)
         for layer in encoder.layers:
             x_BFD = layer(x_BFD, attention_mask=None)
         states_BFD: Tensor = encoder.layer_norm(x_BFD)
@@ -165,8 +166,11 @@ class Whisper(nn.Module):
         return tokens.to(device), labels.to(device)
 
     def _text_ids(self, texts: list[str]) -> list[list[int]]:
-        # a leading space, as in the pretraining data: "▁Thank" and not "Thank"
-        ids: list[list[int]] = self.tokenizer([" " + t.strip() for t in texts], add_special_tokens=False)["input_ids"]
+        # a leading space, as in the pretraining data: "▁Thank" and not "Thank"; a transcript that spells out
+        # "<|endoftext|>" is text like any other
+        ids: list[list[int]] = self.tokenizer([" " + t.strip() for t in texts], add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
         return ids
 
     def _prompt(self, language: str) -> _Special:

@@ -1,0 +1,86 @@
+"""JupyterLab in a real browser: open the training notebook, run all of it, watch the board move."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from browser import canvas_pixels, chromium, free_port, watch
+
+from speechlab import runs
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def lab(tmp_path, prompts, tiny_en):
+    """JupyterLab over a project folder of its own, with the training notebook set to the smoke config."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "notebooks").mkdir()
+    prepare = [str(BIN / "papermill"), str(ROOT / "notebooks/03_train.ipynb"), str(tmp_path / "notebooks/03_train.ipynb"), "--prepare-only"]
+    wanted = ["-p", "config", "configs/smoke.yaml", "-p", "overrides", "training.epochs=3 tracking.enabled=false"]
+    subprocess.run([*prepare, *wanted], check=True, capture_output=True, timeout=60)
+    port, token = free_port(), secrets.token_hex(16)
+    settings = [f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={tmp_path}", "--LabApp.news_url=None"]
+    server = subprocess.Popen(
+        [str(BIN / "jupyter"), "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", *settings],
+        stdout=subprocess.DEVNULL,
+        stderr=(tmp_path / "lab.log").open("w"),
+        env={**os.environ, "JUPYTER_CONFIG_DIR": str(tmp_path / "jupyter"), "JUPYTER_DATA_DIR": str(tmp_path / "jupyter-data")},
+    )
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/api?token={token}", timeout=2)
+            break
+        except OSError:
+            assert time.monotonic() < deadline, (tmp_path / "lab.log").read_text()
+            time.sleep(0.2)
+    yield f"{address}/lab/workspaces/test/tree/notebooks/03_train.ipynb?token={token}", tmp_path
+    server.terminate()
+    server.wait(30)
+
+
+@pytest.mark.slow
+def test_the_training_notebook_runs_live_in_jupyterlab(lab):
+    url, project = lab
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 1600})
+        log = watch(page)
+        page.goto(url)
+        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=60_000)
+        page.locator("text=Run >> nth=0").click()
+        page.locator("text=Run All Cells >> nth=0").click()
+
+        step = page.locator(".tiles div:has(span:text-is('step')) b").first
+        step.wait_for(timeout=180_000)
+        (run,) = (runs.Run(p.parent) for p in (project / "reports").glob("*/config.yaml"))
+        deadline = time.monotonic() + 240
+        seen, pixels = set(), set()
+        while not (len(run.events()) and run.events()[-1]["kind"] in ("end", "failure")):
+            assert time.monotonic() < deadline, run.events()
+            seen.add(step.inner_text())
+            if page.locator("canvas").count() > 1:
+                pixels.add(canvas_pixels(page, 1))
+            time.sleep(0.2)
+        assert run.state == "finished"
+        total = len(run.steps())
+        page.wait_for_function(f"[...document.querySelectorAll('*')].length > 0 && {total} > 0")
+        assert len(seen) >= 3, f"the board moved while the kernel waited: {seen}"
+        assert len(pixels) >= 2, "a curve moved"
+
+        # the last cells ran: the final board and the validation table
+        page.locator("text=Validation on the dev clips").first.wait_for(timeout=120_000)
+        assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+        page.screenshot(path=str(project / "lab.png"))
+        assert log.external == []
