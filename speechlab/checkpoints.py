@@ -146,9 +146,9 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def best(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
-    """The one with the lowest validation WER; of equals the earliest."""
+    """The one with the lowest validation WER; of equals the latest, which has seen more."""
     validated = [c for c in checkpoints if c.wer is not None]
-    return min(validated, key=lambda c: (c.wer, c.step), default=None)
+    return min(validated, key=lambda c: (c.wer, -c.step), default=None)
 
 
 def prune(folder: Path, keep_last: int) -> None:

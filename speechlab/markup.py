@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -108,29 +109,38 @@ def player_html(mp3: bytes) -> Html:
     return Html('<audio controls preload="metadata" src="data:audio/mpeg;base64,{}"></audio>').format(base64.b64encode(mp3).decode())
 
 
-def samples_html(rows: Iterable[Mapping[str, Any]], normaliser: text.Normaliser | None = None, legend: bool = True) -> Html:
-    """Reference against hypothesis, a clip a row, with players.
+def samples_html(
+    rows: Iterable[Mapping[str, Any]],
+    normaliser: text.Normaliser | None = None,
+    legend: bool = True,
+    systems: Mapping[str, str] = MappingProxyType({"hypothesis": "recognised"}),
+    caption: str = "",
+) -> Html:
+    """Reference against what one system or several recognised, a clip a row, with players.
 
     Args:
-        rows: Each with ``id``, ``reference``, ``hypothesis`` and ``audio`` (MP3 bytes, or None for no player).
+        rows: Each with ``id``, ``reference``, ``audio`` (MP3 bytes, or None for no player) and a text for each system.
         normaliser: As for :func:`alignment_html`.
         legend: Whether to explain the signs below the table.
+        systems: Key in the rows to heading, for each column of recognised text.
+        caption: A line above the table.
     """
+    cell = Html('<td data-label="{}">{}</td>')
     body = Html("").join(
-        Html(
-            '<tr><td><span class="faint">{}</span>{}</td><td data-label="reference">{}</td><td data-label="recognised">{}</td></tr>'
-        ).format(
+        Html('<tr><td><span class="faint">{}</span>{}</td>{}{}</tr>').format(
             row["id"],
             player_html(row["audio"]) if row.get("audio") else "",
-            row["reference"] or Html('<span class="faint">(empty)</span>'),
-            alignment_html(row["reference"], row["hypothesis"], normaliser),
+            cell.format("reference", row["reference"] or Html('<span class="faint">(empty)</span>')),
+            Html("").join(cell.format(name, alignment_html(row["reference"], row[key], normaliser)) for key, name in systems.items()),
         )
         for row in rows
     )
     if not body:
         return Html('<p class="faint">No clips yet.</p>')
-    head = Html("<thead><tr><th>clip</th><th>reference</th><th>recognised</th></tr></thead>")
-    return Html('<table class="samples">{}<tbody>{}</tbody></table>{}').format(head, body, LEGEND if legend else "")
+    names = Html("").join(Html("<th>{}</th>").format(name) for name in ("clip", "reference", *systems.values()))
+    title = Html("<caption>{}</caption>").format(caption) if caption else ""
+    page = Html('<table class="samples">{}<thead><tr>{}</tr></thead><tbody>{}</tbody></table>{}')
+    return page.format(title, names, body, LEGEND if legend else "")
 
 
 def table_html(table: pd.DataFrame, formats: Mapping[str, str] | None = None, caption: str = "") -> Html:

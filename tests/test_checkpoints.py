@@ -192,7 +192,7 @@ def test_steps_are_in_order_beyond_a_million(tmp_path):
     ("wers", "keep_last", "kept"),
     [
         ([0.3, 0.1, 0.2, 0.4, 0.5], 2, [2, 4, 5]),
-        ([0.3, 0.1, 0.1, 0.4, 0.5], 1, [2, 5]),
+        ([0.3, 0.1, 0.1, 0.4, 0.5], 1, [3, 5]),
         ([0.5, 0.4, 0.3, 0.2, 0.1], 2, [4, 5]),
         ([None, 0.2, None, None, None], 1, [2, 5]),
         ([None] * 5, 3, [3, 4, 5]),
@@ -206,11 +206,11 @@ def test_prune_keeps_the_best_and_the_last(tmp_path, wers, keep_last, kept):
     assert steps(tmp_path) == kept
 
 
-def test_the_best_has_the_lowest_wer_and_of_equals_is_the_earliest():
+def test_the_best_has_the_lowest_wer_and_of_equals_is_the_latest():
     made = [Checkpoint(Path(f"step-{s:06d}"), s, wer, "") for s, wer in ((4, 0.1), (2, 0.1), (1, 0.3), (3, None))]
     best = checkpoints.best(made)
     assert best is not None
-    assert best.step == 2
+    assert best.step == 4
     assert checkpoints.best([dataclasses.replace(c, wer=None) for c in made]) is None
     assert checkpoints.best([]) is None
     zero = Checkpoint(Path("step-000009"), 9, 0.0, "")

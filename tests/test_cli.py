@@ -72,6 +72,7 @@ def test_bad_configs(case, written):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_good_config_is_not_refused(written):
     done = speechlab("train", "--config", written(HEAD + "corpus: {limit: 8}\n"), "--dry-run")
     assert done.returncode == 0, done.stderr
@@ -100,6 +101,7 @@ def test_no_network_and_an_empty_cache_names_every_place(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_dry_run_shows_plan_padding_steps_and_time():
     done = speechlab("train", "--config", "configs/smoke.yaml", "--dry-run")
     assert done.returncode == 0, done.stderr

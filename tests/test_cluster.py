@@ -186,6 +186,7 @@ def test_worker_errors_are_unwrapped():
     assert said.endswith("ValueError: bad clip")
 
 
+@pytest.mark.slow
 def test_a_scheduler_s_sigterm_saves_first(tmp_path, tiny_en, prompts):
     run = make(tmp_path, "cluster.workers=0", "training.epochs=50")
     driver = cluster.launch(run)

@@ -17,7 +17,7 @@ from speechlab.config import Experiment, load
 from speechlab.errors import InputError
 
 HEAD = "name: a\nquestion: Does it?\n"
-CONFIGS = {"quickstart.yaml"}
+CONFIGS = {"quickstart.yaml", "smoke.yaml", "librispeech.yaml"}
 IDENTITY_IGNORES = {"name", "question", "corpus.root", "cluster", "tracking"}
 
 

@@ -115,6 +115,7 @@ def test_an_unknown_parameter_is_an_error(tmp_path):
         report.execute(ROOT / "notebooks/03_train.ipynb", tmp_path / "out.ipynb", {"confg": "x"})
 
 
+@pytest.mark.slow
 def test_a_failing_cell_names_itself(tmp_path):
     with pytest.raises(report.NotebookError, match=r"04_evaluate[\s\S]*runs.find"):
         report.execute(ROOT / "notebooks/04_evaluate.ipynb", tmp_path / "out.ipynb", {"run": str(tmp_path)}, progress=False)

@@ -172,6 +172,7 @@ def test_another_seed_gives_other_weights(whole, train):
     assert list(other.steps().loss) != list(whole.steps().loss)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_mid_epoch_goes_on_as_if_it_had_not_been(whole, train):
     run = train(experiment(), stop_after=2)
     assert run.state == "stopped"
@@ -267,6 +268,7 @@ def gradients(events: Iterator[dict[str, Any]], monkeypatch: pytest.MonkeyPatch)
     return caught[0]
 
 
+@pytest.mark.slow
 def test_the_gradient_does_not_depend_on_how_a_step_is_cut_up(little, small_whisper, tmp_path, monkeypatch):
     made = experiment(context={"full_fraction": 1.0}, training={"batch_seconds": 16.0})  # one context for all, as merging changes it
 

@@ -184,7 +184,7 @@ def assemble(name: str, language: str, licence: str, attribution: str, built: Bu
 
     clips, set_aside, notes = built
     long = [cut for cut in clips if cut.duration > max_seconds]
-    set_aside = set_aside + [SetAside(cut.id, f"{cut.duration:.2f} s long, over max_seconds {max_seconds:g}") for cut in long]
+    set_aside = set_aside + [SetAside(cut.id, f"longer than max_seconds {max_seconds:g}: {cut.duration:.2f} s") for cut in long]
     cuts, beyond = {}, 0
     for split in SPLITS:
         fit = [cut for cut in clips if cut.custom["split"] == split and cut.duration <= max_seconds]
