@@ -77,12 +77,7 @@ def drive(run: Run, *, quiet: bool = True) -> str:
         except Exception as e:
             _fail(run, f"{type(e).__name__}: {e}")
             raise
-    state = run.state
-    if state == "failed":
-        raise TrainingFailed(
-            f"Run {run.id} failed.\n{_last_error(run)}\n  do:       mend the cause, then: speechlab train --resume {run.id}"
-        )
-    return state
+    return run.state
 
 
 def launch(run: Run) -> subprocess.Popen[bytes] | None:
@@ -229,12 +224,13 @@ def _drive_ray(run: Run, experiment: Experiment, interrupts: list[float], quiet:
         outcome: dict[str, BaseException] = {}
         # in a thread, where fit() installs no signal handler of its own
         fit = threading.Thread(target=_fit, args=(trainer, outcome), daemon=True)
-        already = sum(e["kind"] == "failure" for e in run.events())
+        news = run.tail()
+        news.read()  # what an earlier driver left
         fit.start()
         while fit.is_alive():
             fit.join(0.2)
-            if sum(e["kind"] == "failure" for e in run.events()) > already:
-                break  # bad input: no restart will mend it
+            if any(event["kind"] == "failure" for event in news.read()):
+                raise InputError(_last_error(run))  # a worker says so, and no restart will mend it
             if len(interrupts) > 1 or (interrupts and time.monotonic() - interrupts[0] > STOP_GRACE):
                 run.append({"kind": "stopped", "step": _last_step(run)})
                 break
