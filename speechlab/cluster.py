@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -254,6 +255,7 @@ def _start_ray(address: str | None, *, cores: int, quiet: bool) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # what a head of this version expects of others
     local: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": 200 * 1024**2} if address is None else {}
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=not quiet, logging_level="ERROR", **local)
     except Exception as e:
         raise InputError(
@@ -264,6 +266,13 @@ def _start_ray(address: str | None, *, cores: int, quiet: bool) -> None:
         ) from None
     with suppress(OSError):
         (Path.home() / ".ray" / "auth_token").chmod(0o600)  # Ray writes it readable to all
+
+
+def _knock(address: str | None) -> None:
+    """Fail in seconds where nobody answers: Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 @contextmanager
