@@ -190,10 +190,11 @@ def _drive_ray(run: Run, experiment: Experiment, interrupts: list[float], quiet:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
+    from speechlab import provenance
     from speechlab.decoding import resolve_device
 
     wanted = experiment.cluster
-    cores = _cores()
+    cores = provenance.cores()
     threads = max(1, cores // wanted.workers) if wanted.address is None else 1
     _start_ray(wanted.address, cores=max(cores, wanted.workers) + 1, quiet=quiet)
     try:
@@ -318,7 +319,3 @@ def _worker_error(error: BaseException) -> str:
         lines = [line for line in str(cause).strip().splitlines() if line.strip()]
         return f"worker {rank}: " + "\n".join(lines[-12:])
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
