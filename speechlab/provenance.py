@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from speechlab import pool
 from speechlab.config import Experiment
 
 PACKAGES = ("torch", "torchaudio", "transformers", "ray", "mlflow", "lhotse", "numpy", "whisper-normalizer", "kaldialign")
@@ -53,16 +53,11 @@ def hardware() -> dict[str, Any]:
 
     return {
         "cpu": _cpu(),
-        "cores": cores(),
+        "cores": pool.cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": _gpu(),
         "platform": platform.platform(),
     }
-
-
-def cores() -> int:
-    """Processors that this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def bf16_native() -> bool:
