@@ -14,8 +14,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from speechlab import cli_corpus, runs
 from speechlab import config as configs
-from speechlab import runs
+from speechlab.cli_corpus import QUICKSTART, ConfigOption, out
 from speechlab.errors import InputError
 from speechlab.units import clock
 
@@ -25,13 +26,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train, evaluate, compare and explain speech recognition.",
 )
-out = Console(highlight=False, soft_wrap=True)
+app.add_typer(cli_corpus.app, name="corpus")
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-ConfigOption = Annotated[Path, typer.Option("--config", help="YAML file of the experiment")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value in place of the file's; repeatable")]
 RunArgument = Annotated[str, typer.Argument(help="run id, path, or latest")]
-QUICKSTART = Path("configs/quickstart.yaml")
 
 
 def main() -> None:
@@ -204,7 +203,7 @@ def _dry_run(experiment: configs.Experiment) -> None:
     from speechlab import training
 
     corpus, start = _inputs(experiment)
-    clips = training.Clips.of(corpus)
+    clips = training.Clips.of(corpus, experiment)
     plan = training.plan_for(experiment, clips)
     summary = plan.summary()
     epochs = experiment.training.epochs
@@ -216,7 +215,7 @@ def _dry_run(experiment: configs.Experiment) -> None:
         + ", ".join(f"{k} {len(v)}" for k, v in corpus.cuts.items())
         + " clips",
         "weights": f"{start.name} from {start.source}, sha256 {start.sha256[:12]}",
-        "steps": f"{summary.steps * epochs} in {epochs} epochs, {experiment.training.micro_batches} micro-batches each; "
+        "steps": f"{plan.steps(epochs)} in {epochs} epochs, {experiment.training.micro_batches} micro-batches each; "
         f"{summary.full_steps} an epoch are heard at 30 s",
         "audio": f"{clock(summary.audio)} an epoch",
         "padding": f"{100 * summary.padding:.1f} % of the batches; "

@@ -12,13 +12,13 @@ import json
 import math
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from speechlab.errors import InputError, did_you_mean
-from speechlab.units import Decibels, Seconds
+from speechlab.units import Decibels, Hertz, Seconds
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -29,14 +29,43 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+Remark = Literal["truncated", "clipped", "quiet", "noisy", "narrow_band", "little_speech", "characters", "speaking_rate", "ctc",
+                 "text_in_test", "speaker_in_test"]  # fmt: skip
+
+
+class CheckConfig(Section):
+    """What a clip must be to be accepted, and what is only remarked on."""
+
+    min_seconds: Seconds = Field(0.1, ge=0.0126, description="shorter clips are set aside; a front end's window needs 201 samples")
+    tolerance: Seconds = Field(0.1, gt=0, description="how far a duration may be from what the corpus says")
+    clipped_share: float = Field(0.001, gt=0, le=1, description="share of samples at full scale from which a clip counts as clipped")
+    dc: float = Field(0.03, gt=0, le=1, description="mean of the samples, of full scale 1, from which it is taken out: a repair")
+    min_level: Decibels = Field(-50.0, ge=-120, le=0, description="active level in dBFS below which a clip counts as quiet")
+    min_snr: Decibels = Field(10.0, ge=-20, le=100, description="estimated SNR below which a clip counts as noisy")
+    min_bandwidth: Hertz = Field(4500, ge=0, le=8000, description="Hz below which a wideband file counts as narrow-band")
+    min_speech_share: float = Field(0.1, ge=0, le=1, description="share of speech by VAD below which a clip has little speech")
+    rate_deviations: float = Field(5.0, gt=0, description="robust standard deviations at which a speaking rate is an outlier")
+    alphabet: str | None = Field(None, description="characters that texts may hold; none allows any")
+    ctc_frames: float = Field(50.0, gt=0, description="frames a second that a CTC model gives, to tell texts that cannot be aligned")
+    long: Literal["drop", "split"] = Field("drop", description="clips over corpus.max_seconds: set aside, or cut at pauses")
+    vad: bool = Field(True, description="look for speech; about a minute for each hour of audio")
+    set_aside: tuple[Remark, ...] = Field(("truncated",), strict=False, description="remarks that set a clip aside")
+
+
 class CorpusConfig(Section):
     """Which speech, and how much of it."""
 
     name: str = Field("prompts", description="a corpus of speechlab.corpora")
     language: str = Field("en", description="BCP-47 language of the clips")
+    voice: str | None = Field(None, description="of the corpora that have several: none is the first")
+    band: Literal["wide", "telephone"] = Field("wide", description="16 kHz, or the same speech at 8 kHz where the corpus has both")
     root: str | None = Field(None, description="where the corpus lies, for corpora the user brings")
     limit: int | None = Field(None, ge=1, description="at most so many clips a split, for smoke runs")
     max_seconds: Seconds = Field(30.0, gt=0, le=30, description="longer clips are set aside: Whisper hears 30 s")
+    trim: Seconds | None = Field(None, ge=0, le=5, description="margin kept around speech found by VAD; none leaves clips whole")
+    level: Literal["recorded", "peak", "loudness"] = Field("recorded", description="as recorded; peak in dBFS; loudness in LUFS (BS.1770)")
+    level_db: Decibels = Field(-23.0, ge=-60, le=0, description="the level that peak or loudness is brought to")
+    check: CheckConfig = CheckConfig()
 
 
 class ModelConfig(Section):
@@ -66,6 +95,98 @@ class ContextConfig(Section):
         return self
 
 
+def _low_to_high(self: Any) -> Any:
+    if self.low > self.high:
+        raise ValueError(f"got low {self.low} above high {self.high}, expected low <= high; swap them")
+    return self
+
+
+class SpeedConfig(Section):
+    """Speed perturbation (Ko et al., 2015): resampling, so pitch moves too; the plan knows the new durations."""
+
+    factors: tuple[Annotated[float, Field(ge=0.5, le=2)], ...] = Field(
+        (0.9, 1.0, 1.1), min_length=1, strict=False, description="one is drawn, each as likely"
+    )
+
+
+class GainConfig(Section):
+    """A change of level."""
+
+    probability: float = Field(1.0, ge=0, le=1)
+    low: Decibels = Field(-6.0, ge=-60, le=30)
+    high: Decibels = Field(6.0, ge=-60, le=30)
+
+    _ordered = model_validator(mode="after")(_low_to_high)
+
+
+class RoomConfig(Section):
+    """A simulated room (image sources), labelled by the reverberation time measured on its impulse response."""
+
+    probability: float = Field(0.3, ge=0, le=1)
+    low: Seconds = Field(0.2, ge=0.1, le=2, description="shortest RT60")
+    high: Seconds = Field(0.8, ge=0.1, le=2, description="longest RT60")
+    rooms: int = Field(32, ge=1, le=1000, description="how many are made, once, from the seed")
+
+    _ordered = model_validator(mode="after")(_low_to_high)
+
+
+class NoiseConfig(Section):
+    """Additive noise at an SNR over active speech: Gaussian, or cut from a corpus."""
+
+    probability: float = Field(0.5, ge=0, le=1)
+    low: Decibels = Field(10.0, ge=-20, le=60)
+    high: Decibels = Field(30.0, ge=-20, le=60)
+    root: str | None = Field(None, description="folder of noise recordings; none is Gaussian noise")
+
+    _ordered = model_validator(mode="after")(_low_to_high)
+
+
+class CodecConfig(Section):
+    """Coded and decoded again, with the codec's delay taken out."""
+
+    probability: float = Field(0.3, ge=0, le=1)
+    kinds: tuple[Literal["mp3", "opus", "telephone"], ...] = Field(("mp3", "opus", "telephone"), min_length=1, strict=False)
+    mp3_bitrates: tuple[Annotated[int, Field(ge=8000, le=160_000)], ...] = Field(
+        (32_000, 64_000), min_length=1, strict=False, description="bit/s"
+    )
+    opus_bitrates: tuple[Annotated[int, Field(ge=6000, le=256_000)], ...] = Field(
+        (8_000, 16_000, 24_000), min_length=1, strict=False, description="bit/s"
+    )
+
+
+class ClippingConfig(Section):
+    """Full scale brought down, as by an input that is set too high."""
+
+    probability: float = Field(0.1, ge=0, le=1)
+    low: Decibels = Field(3.0, ge=0, le=40, description="least dB of the peak that is cut off")
+    high: Decibels = Field(12.0, ge=0, le=40, description="most dB of the peak that is cut off")
+
+    _ordered = model_validator(mode="after")(_low_to_high)
+
+
+class SpecAugmentConfig(Section):
+    """Masks over the spectrogram (Park et al., 2019, the LD policy without time warping)."""
+
+    probability: float = Field(1.0, ge=0, le=1)
+    frequency_masks: int = Field(2, ge=0, le=10)
+    frequency_width: int = Field(27, ge=0, le=80, description="F: most mel bands of one mask, of 80")
+    time_masks: int = Field(2, ge=0, le=20)
+    time_width: int = Field(100, ge=0, le=1000, description="T: most 10 ms frames of one mask")
+    time_share: float = Field(0.2, ge=0, le=1, description="p: most of a clip that one time mask covers")
+
+
+class AugmentConfig(Section):
+    """What happens to training clips on the way to the model, in this order; none of it unless it is named."""
+
+    speed: SpeedConfig | None = None
+    room: RoomConfig | None = None
+    noise: NoiseConfig | None = None
+    gain: GainConfig | None = None
+    clipping: ClippingConfig | None = None
+    codec: CodecConfig | None = None
+    spec: SpecAugmentConfig | None = None
+
+
 class OptimConfig(Section):
     """AdamW (Loshchilov & Hutter, 2019), linear warm-up, then cosine to ``lr_min``."""
 
@@ -90,6 +211,7 @@ class TrainingConfig(Section):
 
     epochs: int = Field(3, ge=1)
     batch_seconds: Seconds = Field(60.0, gt=0, description="audio of one optimizer step, padding included")
+    batch_tokens: int = Field(4000, ge=1, description="label tokens of one optimizer step, padding included")
     micro_batches: int = Field(2, ge=1, description="equal parts of a step, dealt to the workers or accumulated")
     precision: Literal["fp32", "bf16"] = "bf16"
     keep_last: int = Field(3, ge=1, description="checkpoints kept besides the best")
@@ -132,6 +254,7 @@ class Experiment(Section):
     question: str = Field(min_length=1, description="the sentence the report opens with")
     seed: int = Field(1, ge=0, lt=2**31)
     corpus: CorpusConfig = CorpusConfig()
+    augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     context: ContextConfig = ContextConfig()
     optim: OptimConfig = OptimConfig()
@@ -224,6 +347,15 @@ def validate(values: dict[str, Any], source: str) -> Experiment:
         problems = [_explain(err) for err in e.errors()]
         count = f"{len(problems)} value{'s' if len(problems) > 1 else ''}"
         raise InputError(f"{source}: {count} cannot be used.\n" + "\n".join(problems), do=f"mend each in {source}") from None
+
+
+def corpus_section(**values: Any) -> CorpusConfig:
+    """A corpus' settings from plain values.
+
+    Raises:
+        InputError: as for :func:`load`.
+    """
+    return validate({"name": "corpus", "question": "-", "corpus": values}, "the corpus' settings").corpus
 
 
 def _override(values: dict[str, Any], item: str) -> None:
@@ -321,4 +453,5 @@ def _fields(loc: tuple[Any, ...]) -> list[str]:
     model: Any = Experiment
     for part in loc:
         model = model.model_fields[part].annotation
+        model = next((kind for kind in get_args(model) if kind is not type(None)), model)  # a section that may be left out
     return list(model.model_fields)

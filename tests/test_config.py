@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from speechlab import config
-from speechlab.config import Experiment, load
+from speechlab.config import Experiment, Section, load
 from speechlab.errors import InputError
 
 HEAD = "name: a\nquestion: Does it?\n"
@@ -36,9 +36,9 @@ def refused(path, overrides=()) -> str:
         # unknown keys, with the nearest known one
         ("training: {epocs: 1}", ["training.epocs: got the unknown key 'epocs'", 'did you mean "epochs"?', "batch_seconds"]),
         ("sed: 1", ["sed: got the unknown key", 'did you mean "seed"?']),
-        ("zzzzzz: 1", ["zzzzzz: got the unknown key", "known: cluster, context"]),
+        ("zzzzzz: 1", ["zzzzzz: got the unknown key", "known: augment, cluster, context"]),
         ("1: x", ["got the unknown key '1'"]),
-        ("corpus: {1: x}", ["corpus.1: got the unknown key '1'", "known: language"]),
+        ("corpus: {1: x}", ["corpus.1: got the unknown key '1'", "known: band, check, language"]),
         # wrong types; what YAML 1.1 read differently from what was meant
         ("optim: {lr: 1e-4}", ["optim.lr: got '1e-4' (str), expected a valid number; write 0.0001 without quotes"]),
         ("optim: {lr: 3e-5}", ["write 3.0e-05 without quotes"]),
@@ -52,6 +52,10 @@ def refused(path, overrides=()) -> str:
         ("corpus: {language: no}", ["corpus.language: got False (bool), expected a valid string; write it in quotes"]),
         ("model: {revision: 2024-01-02}", ["expected a valid string; write it in quotes"]),
         ('tracking: {enabled: "yes"}', ["tracking.enabled: got 'yes' (str), expected a valid boolean"]),
+        ("corpus: {check: {min_snrs: 3}}", ["corpus.check.min_snrs: got the unknown key 'min_snrs'", 'did you mean "min_snr"?']),
+        ("augment: {speed: {factor: 1.1}}", ["augment.speed.factor: got the unknown key 'factor'", 'did you mean "factors"?']),
+        ("augment: {noise: {low: 30.0, high: 10.0}}", ["augment.noise", "low", "high"]),
+        ("augment: {noise: {probability: 1.5}}", ["augment.noise.probability: got 1.5 (float), expected less than or equal to 1"]),
         ("corpus: 3", ["corpus: got 3 (int), expected a section with any of name, language"]),
         ("corpus:", ["corpus: got None (NoneType), expected a section"]),
         ("corpus: [prompts]", ["corpus: got ['prompts'] (list), expected a section"]),
@@ -223,14 +227,18 @@ def leaves(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
 def another(value: Any, kind: Any) -> Any:
     """A different value that fits too."""
     options = typing.get_args(kind)
+    if value is None and options and isinstance(options[0], type) and issubclass(options[0], Section):
+        return options[0]().model_dump()  # a section that is not asked for by default
     if typing.get_origin(kind) is typing.Literal:
         return next(option for option in options if option != value)
     if isinstance(value, bool):
         return not value
     if isinstance(value, str) or (value is None and str in options):
         return f"{value or ''}x"
-    if isinstance(value, float):
-        return value / 2
+    if isinstance(value, tuple):
+        return value[:-1] or ("quiet",)
+    if isinstance(value, float) or value == 4500:  # half of a limit is below it, too
+        return type(value)(value / 2)
     return (value or 0) * 2 if value else 1
 
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechlab import audio, corpora, fetch
-from speechlab.corpora import base
+from speechlab.corpora import base, voices
 from speechlab.corpora import prompts as recipe
 from speechlab.errors import InputError
 from speechlab.text import normaliser
@@ -53,7 +53,7 @@ def small(source, tmp_path, monkeypatch) -> Path:
     (folder / "core-sounds-en.txt").write_text("\ufeff; every tenth\n" + "".join(f"{key}: {text}\n" for key, text in keys.items()), "utf-8")
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     sums = "".join(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
-    monkeypatch.setattr(recipe, "_sums_text", lambda language: sums)
+    monkeypatch.setattr(voices.Source, "sums", property(lambda source: sums))
     return folder
 
 
@@ -63,7 +63,7 @@ def release(folder: Path, downloads: Path, monkeypatch) -> Path:
     tarball = downloads / "asterisk-core-sounds-en-g722-1.6.1.tar.gz"
     subprocess.run(["tar", "czf", tarball, "-C", folder, "."], check=True)
     sha256 = hashlib.sha256(tarball.read_bytes()).hexdigest()
-    monkeypatch.setitem(recipe.SOURCES, "en", replace(recipe.SOURCES["en"], tarball_sha256=sha256))
+    monkeypatch.setitem(voices.SOURCES, "en", replace(voices.SOURCES["en"], tarball_sha256=sha256))
     return tarball
 
 
@@ -71,7 +71,7 @@ def release(folder: Path, downloads: Path, monkeypatch) -> Path:
 
 
 def test_every_file_has_its_committed_sum(source):
-    sums = fetch.read_sums(recipe._sums_text("en"))
+    sums = fetch.read_sums(voices.SOURCES["en"].sums)
     assert len(sums) == 569 and fetch.verify(source, sums) == []
     assert {str(p.relative_to(source)) for p in source.rglob("*") if p.is_file()} == set(sums)
     subprocess.run(["sha256sum", "--check", "--quiet", Path(recipe.__file__).parent / "prompts.en.sha256"], cwd=source, check=True)
@@ -216,7 +216,7 @@ def test_bad_rows_are_set_aside_and_the_rest_goes_on(source, tmp_path):
     (tmp_path / "core-sounds-en.txt").write_text("\ufeff; x\nadded: Added.\nempty:\ngone: Gone.\nmute: Mute.\nbeep: [beep]\n", "utf-8")
     for name, data in {"added": (source / "added.g722").read_bytes(), "empty": b"12", "mute": b"", "extra": b"1"}.items():
         (tmp_path / f"{name}.g722").write_bytes(data)
-    cuts, set_aside, notes = recipe.build(tmp_path, tmp_path / "out", recipe.SOURCES["en"], "en")
+    cuts, set_aside, notes = recipe.build(tmp_path, tmp_path / "out", voices.SOURCES["en"])
     assert [cut.id for cut in cuts] == ["en/added"]
     reasons = {row.id: row.reason for row in set_aside}
     assert "0 bytes" in reasons["en/mute"] and "no recording" in reasons["en/gone"] and "empty" in reasons["en/empty"]
@@ -298,10 +298,13 @@ def test_no_network_and_an_empty_cache(empty_cache):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"name": "prompt"}, 'Unknown corpus "prompt".*did you mean "prompts".*known: librispeech, prompts'),
-        ({"name": "prompts", "language": "it"}, 'not there in "it".*others come later.*known: en'),
-        ({"name": "prompts", "max_seconds": 0}, "both above zero"),
-        ({"name": "prompts", "limit": 0}, "both above zero"),
+        (
+            {"name": "prompt"},
+            'Unknown corpus "prompt".*did you mean "prompts".*known: commonvoice, coraal, fleurs, librispeech, own, prompts',
+        ),
+        ({"name": "prompts", "language": "de"}, 'not there in "de".*known: en, es, fr, it, ru'),
+        ({"name": "prompts", "max_seconds": 0}, "corpus.max_seconds: got 0 .*greater than 0"),
+        ({"name": "prompts", "limit": 0}, "corpus.limit: got 0 .*greater than or equal to 1"),
         ({"name": "prompts", "root": "/nowhere"}, "/nowhere does not hold the prompts: 569 files"),
         ({"name": "librispeech"}, "needs a root.*openslr.org/12"),
         ({"name": "librispeech", "root": "/nowhere"}, "does not exist.*/nowhere.*openslr.org/12"),

@@ -13,13 +13,15 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from speechlab import audio, fetch
 from speechlab.errors import InputError
-from speechlab.units import SAMPLE_RATE, Seconds
+from speechlab.units import SAMPLE_RATE, Samples, Seconds
 
 if TYPE_CHECKING:  # lhotse loads torch, and `import speechlab.corpora` stays light
     from lhotse import CutSet, MonoCut  # type: ignore[import-untyped]
@@ -34,6 +36,41 @@ class SetAside:
 
     id: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a corpus as it was found; nothing it says is believed yet.
+
+    What is wrong with a row is noted, not raised: a reader gives an entry for every row of its input.
+
+    Attributes:
+        id: Of the clip; from outside, so no path is made of it unchecked.
+        audio: A file, or its bytes where a table carries them; None if there is none.
+        text: What is said, as the corpus has it.
+        speaker: Who says it; empty if the corpus does not tell.
+        language: BCP-47.
+        split: One of :data:`SPLITS`, or empty where the corpus has none and a rule decides.
+        duration: Seconds, as the corpus says.
+        start: Where the clip begins in the file, in seconds; with ``duration`` it is a part of it.
+        channel: Which channel of the file; None averages them.
+        format: FFmpeg's name, for files without a header.
+        problem: Why the row cannot become a clip; empty if nothing is known against it.
+        columns: What else the corpus says, such as accent, age or gender: strata of an evaluation.
+    """
+
+    id: str
+    audio: Path | bytes | None
+    text: str
+    speaker: str = ""
+    language: str = "en"
+    split: str = ""
+    duration: Seconds | None = None
+    start: Seconds | None = None
+    channel: int | None = None
+    format: str | None = None
+    problem: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,16 +127,38 @@ def load_audio(cut: MonoCut) -> audio.Wave:
         InputError: if the file is missing, damaged, of another duration than the manifest says, or holds other
             samples than when the corpus was prepared.
     """
-    wave_N = audio.decode(cut.recording.sources[0].source, expected_seconds=cut.recording.duration)
-    expected = (cut.custom or {}).get("audio", "")
+    custom, source = cut.custom or {}, cut.recording.sources[0].source
+    if "member" in custom:  # of a shard: its place in the archive
+        with open(source, "rb") as f:
+            f.seek(custom["member"][0])
+            source = f.read(custom["member"][1])
+    wave_N = audio.decode(source, expected_seconds=cut.recording.duration)
+    expected = custom.get("audio", "")
     if expected.startswith(PCM) and (got := PCM + audio.pcm_sha256(wave_N)) != expected:
         raise InputError("A clip holds other samples than when its corpus was prepared.", got=f"{cut.id}: {got}", expected=expected,
                          do=f"delete {cut.recording.sources[0].source} and prepare the corpus again")  # fmt: skip
     start = round(cut.start * SAMPLE_RATE)
-    return wave_N[start : start + round(cut.duration * SAMPLE_RATE)]
+    wave_N = wave_N[start : start + round(cut.duration * SAMPLE_RATE)]
+    return wave_N * np.float32(10 ** (custom["gain"] / 20)) if "gain" in custom else wave_N
 
 
-def clip(id: str, path: str, samples: int, text: str, speaker: str, language: str, split: str, digest: str) -> MonoCut:
+def origin(cut: MonoCut, sample: Samples) -> tuple[str, Samples]:
+    """Where a sample of a clip stands in the file that it came from, before it was cut out, resampled or trimmed.
+
+    Args:
+        cut: Of a :class:`Corpus`.
+        sample: Position in what :func:`load_audio` gives, at 16 kHz.
+
+    Returns:
+        The file, and the nearest sample at the file's own rate.
+    """
+    source = (cut.custom or {}).get("source") or {"path": cut.recording.sources[0].source, "rate": SAMPLE_RATE, "start": 0.0}
+    return source["path"], round((source["start"] + cut.start + sample / SAMPLE_RATE) * source["rate"])
+
+
+def clip(
+    id: str, path: str, samples: int, text: str, speaker: str, language: str, split: str, digest: str, columns: dict[str, str] | None = None
+) -> MonoCut:
     """A cut over a whole 16 kHz mono file, with its one supervision.
 
     Args:
@@ -111,22 +170,29 @@ def clip(id: str, path: str, samples: int, text: str, speaker: str, language: st
         language: BCP-47.
         split: One of :data:`SPLITS`.
         digest: Of the audio, with the kind before a colon.
+        columns: What else the corpus says of it.
     """
     from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 
     seconds = samples / SAMPLE_RATE
     recording = Recording(id, [AudioSource("file", [0], path)], SAMPLE_RATE, samples, seconds)
     said = SupervisionSegment(id, id, 0.0, seconds, 0, text, language, speaker)
-    return MonoCut(id, 0.0, seconds, 0, [said], recording=recording, custom={"split": split, "audio": digest})
+    custom = {"split": split, "audio": digest} | ({"columns": columns} if columns else {})
+    return MonoCut(id, 0.0, seconds, 0, [said], recording=recording, custom=custom)
 
 
 def manifest(cuts: Iterable[MonoCut]) -> list[str]:
-    """A line of canonical JSON for every cut: id, split, duration, text, speaker, language and digest of the audio."""
+    """A line of canonical JSON for every cut: id, split, duration, text, speaker, language and digest of the audio.
+
+    Where they are, also the gain in dB, the seconds trimmed off the start, and the corpus's own columns.
+    """
     lines = []
     for cut in cuts:
         (said,) = cut.supervisions
         row = {"id": cut.id, "split": cut.custom["split"], "duration": round(cut.duration, 6), "text": said.text,
                "speaker": said.speaker, "language": said.language, "audio": cut.custom["audio"]}  # fmt: skip
+        row |= {name: cut.custom[name] for name in ("gain", "columns") if name in cut.custom}
+        row |= {"start": round(cut.start, 6)} if cut.start else {}
         lines.append(json.dumps(row, sort_keys=True, ensure_ascii=False, separators=(",", ":")))
     return lines
 

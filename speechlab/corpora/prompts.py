@@ -1,13 +1,14 @@
-"""The sound prompts of the Asterisk telephone exchange: clean wideband speech of one professional speaker, with texts.
+"""The sound prompts of the Asterisk telephone exchange: clean speech of professional speakers in five languages, with texts.
 
 Notable: fetched as the Debian packages or as the upstream release, whichever answers, and checked file by file
 against committed SHA-256 sums, so both are the same corpus. A clip's split is decided by a hash of its
 *normalised text*: :data:`TEST` of all texts are for testing, the next :data:`DEV` for validation, the rest
-for training. Equal texts thus share a split by construction, clips never move when others come or go, and nothing
-has to be dropped from train; it is verified and counted all the same. The transcripts were written for people who
-join prompts: :func:`spoken` leaves what is heard of them.
+for training. Equal texts thus share a split by construction, in every voice and band of a language; clips never move when
+others come or go, and nothing has to be dropped from train; it is verified and counted all the same. The transcripts were
+written for people who join prompts: :func:`spoken` leaves what is heard of them, and where that is not sure the row is set aside.
 
-Not covered: languages other than English, the narrow-band recordings.
+Not covered: recordings without a transcript. Spanish texts mostly lack their accents, and the second Italian voice reads
+the transcript of the first, from which it departs here and there: see :mod:`speechlab.transcripts`.
 """
 
 from __future__ import annotations
@@ -16,91 +17,73 @@ import gzip
 import hashlib
 import re
 import shutil
-from dataclasses import dataclass
-from importlib import resources
+from collections import Counter
 from pathlib import Path
 
 from speechlab import audio, fetch
 from speechlab.corpora.base import PCM, Built, Corpus, SetAside, assemble, clip, overlap, prepared
-from speechlab.errors import InputError, did_you_mean
+from speechlab.corpora.voices import Source, find
+from speechlab.errors import InputError
 from speechlab.progress import track
-from speechlab.text import normaliser
+from speechlab.text import Normaliser, normaliser
 from speechlab.units import Seconds
 
 TEST, DEV = 0.22, 0.10  # shares of the texts; of the English clips under 30 s they are 127 and 52, and leave 360
 RULES = "2"  # changes when the same files would become another corpus
 
-
-@dataclass(frozen=True)
-class Deb:
-    """A Debian package, pinned."""
-
-    name: str
-    version: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a language comes from, and whose voice it is."""
-
-    speaker: str
-    transcript: str
-    debs: tuple[Deb, ...]
-    tarball: str
-    tarball_sha256: str
-    attribution: str
-
-
-SOURCES = {
-    "en": Source(
-        speaker="allison",
-        transcript="core-sounds-en.txt",
-        debs=(
-            Deb("asterisk-core-sounds-en", "1.6.1-1", "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50"),
-            Deb("asterisk-core-sounds-en-g722", "1.6.1-1", "38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806"),
-        ),
-        tarball="https://downloads.asterisk.org/pub/telephony/sounds/releases/asterisk-core-sounds-en-g722-1.6.1.tar.gz",
-        tarball_sha256="59891033e764d9dffc5ccdd78e845a1c8ea6bed0b434128bb0199c63ef591770",  # as in Debian's source package too
-        attribution="Asterisk core sounds 1.6.1, English: recorded by Allison Smith (theivrvoice.com), sponsored by Digium, Inc. "
-        "Decoded from G.722 and split by SpeechLab.",
-    ),
+# what a language's voices say for signs, in the words that its other prompts use; and Italian letters that were lost on the way
+HEARD = {
+    "en": {"*": " star ", "#": " pound "},
+    "fr": {"*": " étoile ", "#": " dièse "},
+    "it": {"pu?": "può", "cos?": "così", "sar?": "sarà", "pi?": "più", " ? ": " è "},
 }
-LICENCE = "CC BY-SA 3.0 (https://creativecommons.org/licenses/by-sa/3.0/)"
+# parentheses that may be read out, slashes, sounds described in words: the texts do not tell what is heard
+DOUBTFUL = {"fr": r"\(ne m'appelez", "it": r"/|\(IAX\)|^un suono ", "ru": r"/|\(статус\)"}
+KEY = r"[a-z]+(?:[-_]\w+)+:"  # the key of a row, which some texts repeat, or run into the next row with
 
 
-def prepare(language: str, root: str | Path | None, max_seconds: Seconds, limit: int | None) -> Corpus:
-    """Fetch, check, decode and split the prompts of a language.
+def prepare(
+    language: str, root: str | Path | None, max_seconds: Seconds, limit: int | None, voice: str | None = None, band: str = "wide"
+) -> Corpus:
+    """Fetch, check, decode and split the prompts of a voice.
 
     Args:
-        language: A key of :data:`SOURCES`.
-        root: A folder with the transcript and the ``.g722`` files as upstream lays them out; none fetches them.
+        language: BCP-47: ``en``, ``es``, ``fr``, ``it`` or ``ru``.
+        root: A folder with the transcript and the sounds (``.g722`` or ``.wav``) as upstream lays them out; none fetches them.
         max_seconds: Longer clips are set aside.
         limit: Clips a split at most.
+        voice: A speaker of :data:`speechlab.corpora.voices.SOURCES`; none is the language's first.
+        band: ``wide`` (16 kHz) or ``telephone`` (8 kHz, resampled by :func:`speechlab.audio.decode`, so that the samples, and
+            the manifest's hash, are those of one version of the resampler).
 
     Raises:
-        InputError: if the language is not known, or the files cannot be had or differ from their sums.
+        InputError: if language, voice or band are not known, or the files cannot be had or differ from their sums.
     """
-    if language not in SOURCES:
-        raise InputError(f'The prompts are not there in "{language}".', got=language, expected="a known language; others come later",
-                         do=did_you_mean(language, SOURCES))  # fmt: skip
-    source, sums_text = SOURCES[language], _sums_text(language)
-    home = fetch.cache() / "corpora" / "prompts" / language
-    key = hashlib.sha256(f"{RULES}\n{normaliser('english').identity}\n{sums_text}".encode()).hexdigest()[:12]
+    source = find(language, voice, band)
+    home = fetch.cache() / "corpora" / "prompts" / source.name
+    sums_text = source.sums
+    key = hashlib.sha256(f"{RULES}\n{rules(language).identity}\n{sums_text}".encode()).hexdigest()[:12]
 
     sums = fetch.read_sums(sums_text)
     if root and (bad := fetch.verify(Path(root), sums)):
         raise _different(f"{root} does not hold the prompts", bad)
 
     def make(folder: Path) -> Built:
-        return build(Path(root) if root else _source(source, sums, home), folder, source, language)
+        return build(Path(root) if root else _source(source, sums, home), folder, source)
 
-    return assemble("prompts", language, LICENCE, source.attribution, prepared(home / key, make), max_seconds, limit)
+    cuts, set_aside, notes = prepared(home / key, make)
+    built = cuts, set_aside, {**notes, "voice": source.speaker, "band": source.band}
+    return assemble("prompts", language, source.licence, source.attribution, built, max_seconds, limit)
 
 
-def split_of(text: str) -> str:
+def rules(language: str) -> Normaliser:
+    """The normaliser under which two texts of a language are equal."""
+    return normaliser("english" if language == "en" else "basic")
+
+
+def split_of(text: str, language: str = "en") -> str:
     """The split a text belongs to: SHA-256 of its normalised form, read as a number from 0 to 1, against the shares."""
-    digest = hashlib.sha256(normaliser("english")(text).encode()).digest()
+    digest = hashlib.sha256(rules(language)(text).encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     return "test" if place < TEST else "dev" if place < TEST + DEV else "train"
 
@@ -116,71 +99,77 @@ def read_transcript(text: str) -> list[tuple[str, str]]:
     return [(key.strip(), said.strip()) for key, _, said in parts]
 
 
-def spoken(text: str) -> str:
+def spoken(text: str, language: str = "en") -> str:
     """The words of a transcript as they are heard, by rules that look at no recording.
 
     Remarks in parentheses and the ellipses that mark where prompts are joined are not spoken; the keys ``*`` and
-    ``#`` are. Both would count as errors of whoever hears right.
+    ``#`` are. Both would count as errors of whoever hears right. Where a row's text holds the next row too, that goes.
 
     >>> spoken("... press # to exit (pause) ...")
     'press pound to exit'
+    >>> spoken("Messaggio eliminato vm-then-pound: poi premere cancelletto", "it")
+    'Messaggio eliminato'
     """
+    text = re.sub(rf"^{KEY}\s|\s{KEY}\s.*", "", text)
     text = re.sub(r"\([^()]*\)|\.{2,}|\u2026", " ", text)
-    return " ".join(text.replace("*", " star ").replace("#", " pound ").split()).replace(" ,", ",")
+    for sign, words in HEARD.get(language, {}).items():
+        text = text.replace(sign, words)
+    return " ".join(text.split()).replace(" ,", ",")
 
 
-def build(files: Path, folder: Path, source: Source, language: str) -> Built:
+def build(files: Path, folder: Path, source: Source) -> Built:
     """Decode the prompts to FLAC and describe them as cuts.
 
     Args:
-        files: Where the transcript and the ``.g722`` files are.
+        files: Where the transcript and the sounds are.
         folder: Gets ``audio/`` with the FLAC files.
-        source: Speaker and transcript's name.
-        language: BCP-47, and the first part of every id.
+        source: Whose they are.
     """
     rows = read_transcript((files / source.transcript).read_text("utf-8"))
+    times = Counter(key for key, _ in rows)
     cuts, set_aside = [], []
-    for key, text in track(rows, "decoding G.722", len(rows)):
-        id, path = f"{language}/{key}", f"audio/{key}.flac"
-        if reason := unusable(text):
+    for key, text in track(rows, f"decoding {source.name}", len(rows)):
+        id, path, sound = f"{source.name}/{key}", f"audio/{key}.flac", files / f"{key}{source.suffix}"
+        twice = f"the transcript has {times[key]} rows for this recording: {text}" if times[key] > 1 else ""
+        if reason := unusable(text, source.language) or twice:
             set_aside.append(SetAside(id, reason))
             continue
-        text = spoken(text)
-        if not (files / f"{key}.g722").is_file():
+        text = spoken(text, source.language)
+        if not sound.is_file():
             set_aside.append(SetAside(id, "the transcript has a row, but there is no recording"))
             continue
         try:
-            wave_N = audio.decode(files / f"{key}.g722", "g722")
+            wave_N = audio.decode(sound, "g722" if source.band == "wide" else None)
         except InputError as e:
             set_aside.append(SetAside(id, f"unreadable audio: {e}"))
             continue
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         audio.save_flac(folder / path, wave_N)
-        cuts.append(clip(id, path, len(wave_N), text, source.speaker, language, split_of(text), PCM + audio.pcm_sha256(wave_N)))
-    dropped = overlap(cuts, normaliser("english"))
+        split, digest = split_of(text, source.language), PCM + audio.pcm_sha256(wave_N)
+        cuts.append(clip(id, path, len(wave_N), text, source.speaker, source.language, split, digest))
+    dropped = overlap(cuts, rules(source.language))
     set_aside += [SetAside(cut.id, "its text stands in the test split") for cut in cuts if cut.id in dropped]
+    known = {files / f"{key}{source.suffix}" for key in times}
     notes = {
         "rows": len(rows),
         "split_rule": f"SHA-256 of the normalised text: test {TEST:.0%}, dev {DEV:.0%}, train the rest; equal texts share a split",
         "dropped_for_test_text": len(dropped),
-        "recordings_without_text": len(list(files.rglob("*.g722"))) - sum((files / f"{key}.g722").is_file() for key, _ in rows),
+        "recordings_without_text": len(set(files.rglob(f"*{source.suffix}")) - known),
     }
     return [cut for cut in cuts if cut.id not in dropped], set_aside, notes
 
 
-def unusable(text: str) -> str:
+def unusable(text: str, language: str = "en") -> str:
     """Why a row of the transcript is no speech to learn from; empty if it is."""
     if not text:
         return "the transcript is empty"
     if re.search(r"\[.*\]", text):
         return f"the transcript marks a tone or a sign, not just speech: {text}"
-    if not any(map(str.isalnum, normaliser("english")(text))):
+    if not any(map(str.isalnum, rules(language)(text))):
         return f"the transcript has no words once it is normalised: {text}"
+    if language in DOUBTFUL and re.search(DOUBTFUL[language], text):
+        return f"the transcript leaves open what is heard: {text}"
     return ""
-
-
-def _sums_text(language: str) -> str:
-    return resources.files("speechlab.corpora").joinpath(f"prompts.{language}.sha256").read_text("ascii")
 
 
 def _source(source: Source, sums: dict[str, str], home: Path) -> Path:
@@ -189,12 +178,12 @@ def _source(source: Source, sums: dict[str, str], home: Path) -> Path:
     with fetch.locked(folder):
         if fetch.verify(folder, sums):
             downloads, tarball = fetch.cache() / "downloads", source.tarball.rpartition("/")[2]
-            debs = " and ".join(f"{deb.name}_{deb.version}_all.deb" for deb in source.debs)
-            places = {
-                "Debian packages": lambda: _from_debian(source, sums, folder),
-                "upstream release": lambda: _from_upstream(source, sums, folder),
-            }
-            by_hand = f"put {debs}, or {tarball}, into {downloads}; or give a folder with the sounds as the corpus's root"
+            places = {"Debian packages": lambda: _from_debian(source, sums, folder)}
+            files = " and ".join(deb.file for deb in source.debs)
+            if tarball:
+                places["upstream release"] = lambda: _from_upstream(source, sums, folder)
+                files += f", or {tarball},"
+            by_hand = f"put {files} into {downloads}; or give a folder with the sounds as the corpus's root"
             fetch.first("The prompts", places, by_hand)
     return folder
 
@@ -218,9 +207,9 @@ def _lay_out(unpacked: list[Path], source: Source, sums: dict[str, str], folder:
             part.mkdir(parents=True, exist_ok=True)
             data = text.read_bytes()
             (part / source.transcript).write_bytes(gzip.decompress(data) if text.suffix == ".gz" else data)
-        for letter in top.rglob("letters/a.g722"):  # where that is, the sounds are: packages nest them, the release does not
-            shutil.copytree(letter.parents[1], part, ignore=lambda _, names: [n for n in names if "." in n and not n.endswith(".g722")],
-                            dirs_exist_ok=True)  # fmt: skip
+        for letter in top.rglob(f"letters/a{source.suffix}"):  # where that is, the sounds are: packages nest them, the release does not
+            others = lambda _, names: [n for n in names if "." in n and not n.endswith(source.suffix)]  # noqa: E731
+            shutil.copytree(letter.parents[1], part, ignore=others, dirs_exist_ok=True)
     if bad := fetch.verify(part, sums):
         shutil.rmtree(part, ignore_errors=True)
         raise _different("the files that came are not the prompts", bad)

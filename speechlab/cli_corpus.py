@@ -1,0 +1,100 @@
+"""The command line's part for corpora: look at every clip, ingest large ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from speechlab import config as configs
+
+app = typer.Typer(no_args_is_help=True, help="Look at corpora: check every clip, ingest large ones.")
+out = Console(highlight=False, soft_wrap=True)
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="YAML file of the experiment")]
+QUICKSTART = Path("configs/quickstart.yaml")
+RootArgument = Annotated[str | None, typer.Argument(help="folder or table of your own speech; none takes --config's corpus")]
+CorpusSetOption = Annotated[list[str] | None, typer.Option("--set", help="field=value of the corpus, such as check.min_snr=15; repeatable")]
+
+
+@app.command("check")
+def check(
+    root: RootArgument = None,
+    name: Annotated[str | None, typer.Option(help="a corpus by name, such as commonvoice")] = None,
+    language: Annotated[str | None, typer.Option(help="BCP-47")] = None,
+    config: ConfigOption = QUICKSTART,
+    set_: CorpusSetOption = None,
+    to: Annotated[Path | None, typer.Option("--out", help="file for the findings; none is reports/corpora/NAME.jsonl")] = None,
+) -> None:
+    """Look at every clip: accepted, repaired or set aside; the list of findings is a file, its path the last line."""
+    from speechlab import corpora
+    from speechlab.corpora import build
+    from speechlab.corpora.check import counts
+
+    settings = _corpus_settings(root, name, language, config, set_)
+    entries, licence, attribution = corpora.entries(settings)
+    path = to or configs.reports() / "corpora" / f"{build.title(settings)}.jsonl"
+    rows = [finding.row() for _, finding in build.examine(entries, settings)]
+    build.write_findings(path, rows)
+    total = counts(rows)
+    _show_counts(total)
+    if licence:
+        out.print(f"{licence}; {attribution}", markup=False)
+    out.print(str(path), markup=False)
+    raise SystemExit(int(not total["verdict"]["accepted"] + total["verdict"]["repaired"]))
+
+
+@app.command("ingest")
+def ingest(
+    to: Annotated[Path, typer.Option("--out", help="folder for the shards; on a cluster, one that all nodes see")],
+    root: RootArgument = None,
+    name: Annotated[str | None, typer.Option(help="a corpus by name, such as commonvoice")] = None,
+    language: Annotated[str | None, typer.Option(help="BCP-47")] = None,
+    config: ConfigOption = QUICKSTART,
+    set_: CorpusSetOption = None,
+    address: Annotated[str | None, typer.Option(help="a running Ray cluster; none uses this machine's cores")] = None,
+    model: Annotated[str, typer.Option(help="weights that tell where the words are, for check.long=split")] = "base",
+) -> None:
+    """Decode, check and hash a large corpus into shards; called again, it goes on where it stopped."""
+    from speechlab import corpora
+    from speechlab import ingest as shards
+
+    settings = _corpus_settings(root, name, language, config, set_)
+    entries, licence, attribution = corpora.entries(settings)
+    splitter = None
+    if settings.check.long == "split":
+        from speechlab import transcripts
+
+        splitter = transcripts.splitter(model, settings.language)
+    total = shards.ingest(settings, entries, to, licence=licence, attribution=attribution, address=address, splitter=splitter)
+    _show_counts(total)
+    out.print(f"train on it with corpus: {{name: shards, root: {to}}}", markup=False)
+
+
+def _corpus_settings(
+    root: str | None, name: str | None, language: str | None, config: Path, set_: list[str] | None
+) -> configs.CorpusConfig:
+    overrides = [f"corpus.{item}" for item in set_ or []]
+    given = {"name": name or ("own" if root else None), "root": root, "language": language}
+    overrides += [f"corpus.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    return configs.load(config, overrides).corpus
+
+
+def _show_counts(total: dict[str, dict[str, int]]) -> None:
+    rows = sum(total["verdict"].values())
+    shown = Table("", "clips", "share")
+    for verdict, kind in (("accepted", ""), ("repaired", "repair"), ("set aside", "why"), ("remarked on", "remark")):
+        if kind != "remark":
+            count = total["verdict"][verdict]
+            shown.add_row(verdict, str(count), f"{100 * count / max(rows, 1):.1f} %", style="bold")
+        elif total["remark"]:
+            shown.add_row(verdict, "", "", style="bold")
+        for name, count in total.get(kind, {}).items():
+            shown.add_row(Text(f"  {name}"), str(count), f"{100 * count / max(rows, 1):.1f} %")
+    shown.add_row("in all", str(rows), "")
+    out.print(shown)
