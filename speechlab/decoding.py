@@ -14,8 +14,7 @@ import torch
 
 from speechlab import batches, corpora
 from speechlab.errors import InputError
-from speechlab.features import FULL_CONTEXT
-from speechlab.units import Seconds
+from speechlab.units import FULL_CONTEXT, Seconds
 
 MARGIN: Seconds = 0.5  # silence heard behind the longest clip of a batch, in short context
 

@@ -1,6 +1,6 @@
 """The one loop: a generator of events that runs with or without Ray.
 
-Each step is the plan's (:mod:`speechlab.batches`), its loss weighted by tokens over all its micro-batches,
+Each step is the plan's (:mod:`speechlab.plan`), its loss weighted by tokens over all its micro-batches,
 so neither accumulation nor the number of workers changes the objective. The loop finds its place
 in the run directory by itself: called again after any interruption it goes on from the newest intact
 checkpoint, and what it does next depends on nothing but (config, clips, step).
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +25,16 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from speechlab import audio, checkpoints, corpora, decoding, models, optim, scoring
-from speechlab.batches import Micro, Plan, Step, feed
+from speechlab.augment import Augmenter
+from speechlab.batches import Clip, feed
 from speechlab.config import Experiment
 from speechlab.errors import InputError
+from speechlab.features import HOP
+from speechlab.models import weights
+from speechlab.plan import Micro, Plan, Step
 from speechlab.runs import Event, Run, write_atomic
 from speechlab.text import normaliser
+from speechlab.units import SAMPLE_RATE
 
 SAMPLES = 6  # validation clips that the board shows and plays
 
@@ -67,24 +72,48 @@ class World:
 
 @dataclass(frozen=True)
 class Clips:
-    """The training clips by index: what :func:`speechlab.batches.feed` loads from."""
+    """The training clips by index and epoch: what :func:`speechlab.batches.feed` loads from.
+
+    Attributes:
+        cuts: In the plan's order.
+        augmenter: What happens to them on the way; None leaves them as they are.
+    """
 
     cuts: tuple[Any, ...]
+    augmenter: Augmenter | None = None
 
     @classmethod
-    def of(cls, corpus: corpora.Corpus) -> Clips:
-        """The train split in the order of its ids, which is the plan's."""
-        return cls(tuple(sorted(corpus.cuts["train"], key=lambda c: c.id)))
+    def of(cls, corpus: corpora.Corpus, experiment: Experiment | None = None) -> Clips:
+        """The train split in the order of its ids, which is the plan's, with an experiment's augmentation."""
+        asked = experiment is not None and any(value is not None for value in vars(experiment.augment).values())
+        augmenter = Augmenter(experiment.augment, experiment.seed) if asked and experiment else None
+        return cls(tuple(sorted(corpus.cuts["train"], key=lambda c: c.id)), augmenter)
 
-    def __call__(self, index: int) -> tuple[str, str, Any]:
-        """Id, transcript and waveform of a clip."""
+    def __call__(self, index: int, epoch: int = 0) -> Clip:
+        """A clip as an epoch hears it."""
         cut = self.cuts[index]
-        return cut.id, cut.supervisions[0].text, corpora.load_audio(cut)
+        wave_N = corpora.load_audio(cut)
+        if self.augmenter is None:
+            return Clip(cut.id, cut.supervisions[0].text, wave_N)
+        wave_N = self.augmenter(wave_N, cut.id, epoch)
+        masks = self.augmenter.masks(cut.id, epoch, len(wave_N) // HOP)
+        return Clip(cut.id, cut.supervisions[0].text, wave_N, masks)
 
     @property
     def durations(self) -> list[float]:
-        """Seconds of each."""
+        """Seconds of each as recorded."""
         return [cut.duration for cut in self.cuts]
+
+    def seconds(self, index: int, epoch: int) -> float:
+        """Seconds of a clip as an epoch hears it."""
+        cut = self.cuts[index]
+        if self.augmenter is None:
+            return float(cut.duration)
+        return self.augmenter.samples(round(cut.duration * SAMPLE_RATE), cut.id, epoch) / SAMPLE_RATE
+
+    def stretched(self, epoch: int) -> list[float]:
+        """Seconds of each as an epoch hears them."""
+        return [self.seconds(i, epoch) for i in range(len(self.cuts))]
 
     @property
     def texts(self) -> list[str]:
@@ -92,21 +121,41 @@ class Clips:
         return [cut.supervisions[0].text for cut in self.cuts]
 
 
-def plan_for(experiment: Experiment, clips: Clips) -> Plan:
-    """The plan of an experiment over its training clips."""
+def plan_for(experiment: Experiment, clips: Clips, tokens: Sequence[int] | None = None) -> Plan:
+    """The plan of an experiment over its training clips.
+
+    Args:
+        experiment: The config.
+        clips: The training clips.
+        tokens: Label tokens of each; None has the model that the config names count them.
+    """
     t = experiment.training
     return Plan(
-        clips.durations, seed=experiment.seed, batch_seconds=t.batch_seconds, micro_batches=t.micro_batches, context=experiment.context
+        clips.durations,
+        seed=experiment.seed,
+        batch_seconds=t.batch_seconds,
+        micro_batches=t.micro_batches,
+        context=experiment.context,
+        tokens=_count_tokens(experiment, clips.texts) if tokens is None else tokens,
+        batch_tokens=t.batch_tokens,
+        stretched=clips.stretched if experiment.augment.speed else None,
     )
 
 
-def train(experiment: Experiment, corpus: corpora.Corpus, weights: str, run: Run, world: World | None = None) -> Iterator[Event]:
+def _count_tokens(experiment: Experiment, texts: list[str]) -> list[int]:
+    config = experiment.model
+    start = weights.resolve(config.family, config.weights, config.revision)
+    counts: list[int] = models.load(config.family, str(start.path), experiment.corpus.language).count_tokens(texts)
+    return counts
+
+
+def train(experiment: Experiment, corpus: corpora.Corpus, start: str, run: Run, world: World | None = None) -> Iterator[Event]:
     """Train, from wherever the run directory says.
 
     Args:
         experiment: The config.
         corpus: Its ``train`` and ``dev`` splits are used.
-        weights: Folder of the initial weights.
+        start: Folder of the initial weights.
         run: Checkpoints are written to it and taken from it. Events are yielded, not written.
         world: This worker; none is a single one on the CPU.
 
@@ -124,16 +173,16 @@ def train(experiment: Experiment, corpus: corpora.Corpus, weights: str, run: Run
     for line in passed_over:
         yield {"kind": "message", "level": "warning", "text": f"{line}; going on from the one before"}
 
-    clips = Clips.of(corpus)
-    plan = plan_for(experiment, clips)
-    total = plan.steps_per_epoch * experiment.training.epochs
+    clips = Clips.of(corpus, experiment)
     first = resumed.step if resumed else 0
-    model = models.load(experiment.model.family, resumed.path if resumed else weights, experiment.corpus.language)
+    model = models.load(experiment.model.family, resumed.path if resumed else start, experiment.corpus.language)
     model.to(world.device).train()
     optimizer = optim.adamw(model, experiment.optim)
     if resumed:
         checkpoints.load(resumed, model, optimizer)
     tokens = model.count_tokens(clips.texts)
+    plan = plan_for(experiment, clips, tokens)
+    total = plan.steps(experiment.training.epochs)
     parallel = DistributedDataParallel(model) if world.size > 1 else model
     yield {
         "kind": "start",
@@ -189,7 +238,8 @@ def train(experiment: Experiment, corpus: corpora.Corpus, weights: str, run: Run
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        audio_seconds = sum(clips.cuts[i].duration for micro in planned.micros for i in micro.clips)
+        # as heard: speed perturbation gives each epoch durations of its own
+        heard = [[clips.seconds(i, epoch) for i in micro.clips] for micro in planned.micros]
         yield {
             "kind": "step",
             "step": step + 1,
@@ -198,8 +248,8 @@ def train(experiment: Experiment, corpus: corpora.Corpus, weights: str, run: Run
             "lr": rate,
             "grad_norm": norm,
             "clips": sum(len(micro.clips) for micro in planned.micros),
-            "audio_seconds": audio_seconds,
-            "padded_seconds": sum(len(micro.clips) * max(clips.cuts[i].duration for i in micro.clips) for micro in planned.micros),
+            "audio_seconds": sum(map(sum, heard)),
+            "padded_seconds": sum(len(row) * max(row) for row in heard),
             "heard_seconds": planned.heard,
             "full_context": planned.full_context,
             "step_seconds": time.perf_counter() - step_began,
@@ -208,7 +258,7 @@ def train(experiment: Experiment, corpus: corpora.Corpus, weights: str, run: Run
         }
 
         done = step + 1
-        epoch_ends = done % plan.steps_per_epoch == 0
+        epoch_ends = plan.locate(done)[1] == 0
         wer = None
         if epoch_ends:
             event = _validate(experiment, model, corpus, run, world, done, epoch)
@@ -292,16 +342,16 @@ def _seed(*place: int) -> int:
     return int(np.random.SeedSequence(place).generate_state(1)[0])
 
 
-def estimate(experiment: Experiment, clips: Clips, plan: Plan, weights: str) -> float:
+def estimate(experiment: Experiment, clips: Clips, plan: Plan, start: str) -> float:
     """Seconds that the plan's steps will take in this process, from two timed short steps and one at 30 s.
 
     Args:
         experiment: The config.
         clips: The training clips.
         plan: Their plan.
-        weights: Folder of the initial weights.
+        start: Folder of the initial weights.
     """
-    model = models.load(experiment.model.family, weights, experiment.corpus.language).train()
+    model = models.load(experiment.model.family, start, experiment.corpus.language).train()
     short = [s for s in plan.epoch(0) if not s.full_context]
     full = [s for s in plan.epoch(0) if s.full_context]
     seconds = {"short": 0.0, "full": 0.0}

@@ -27,6 +27,7 @@ Samples: TypeAlias = int
 Bytes: TypeAlias = int
 
 SAMPLE_RATE: Hertz = 16_000  # what every model of the lab hears
+FULL_CONTEXT: Seconds = 30.0  # what Whisper was trained on
 
 
 def exact_div(x: int, y: int) -> int:

@@ -17,10 +17,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from speechlab import audio, checkpoints, config, corpora, models, training
-from speechlab.batches import Micro, Plan, Step
 from speechlab.errors import InputError
 from speechlab.models import Loss
 from speechlab.models.whisper import Whisper
+from speechlab.plan import Micro, Plan, Step
 from speechlab.runs import Run
 from speechlab.training import World
 
@@ -122,7 +122,7 @@ def test_events_of_a_run(whole, little):
     start = events[0]
     steps = start["steps"]
     assert (start["kind"], start["workers"], start["resumed_from"], start["device"]) == ("start", 1, None, "cpu")
-    assert steps == 2 * training.plan_for(experiment(), training.Clips.of(little)).steps_per_epoch >= 8
+    assert steps == 2 * training.plan_for(experiment(), training.Clips.of(little)).steps_in(0) >= 8
     assert (kinds.count("step"), kinds.count("validation"), kinds.count("checkpoint"), kinds[-1]) == (steps, 2, 2, "end")
     assert whole.state == "finished"
     table = whole.steps()
@@ -243,7 +243,7 @@ class Merged:
     """A plan whose steps are one micro-batch each."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, self.steps_per_epoch = plan, plan.steps_per_epoch
+        self.plan, self.steps, self.locate = plan, plan.steps, plan.locate
 
     def step(self, step: int) -> tuple[int, Step]:
         epoch, cut = self.plan.step(step)

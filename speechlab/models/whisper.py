@@ -11,6 +11,7 @@ whose text did not end once more at 30 s. Not covered yet: LoRA, timestamps, bea
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from transformers.utils import logging
 
 from speechlab.batches import Batch
 from speechlab.errors import InputError
-from speechlab.features import FULL_CONTEXT, LogMel
+from speechlab.features import LogMel, mask
 from speechlab.models import Hypothesis, Loss
+from speechlab.units import FULL_CONTEXT
 
 MAX_LABELS = 448  # decoder positions: prompt, text and end
 MAX_NEW_TOKENS = 224  # half of them, as in OpenAI's decoder
+LOGITS = 1024  # positions whose scores over the vocabulary are held at a time: 0.2 GB
 TOKENS_PER_SECOND = 12  # above any speaking rate: text beyond it has run away
 
 
@@ -80,6 +83,35 @@ class Whisper(nn.Module):
     forward = loss  # what DistributedDataParallel calls
 
     @torch.inference_mode()
+    def likelihoods(self, batch: Batch, candidates: list[list[str]]) -> list[list[tuple[float, int]]]:
+        """How likely the model finds given texts, under teacher forcing; the encoder hears the clips once.
+
+        Args:
+            batch: Transcripts in it are not looked at.
+            candidates: Lists of one text a clip.
+
+        Returns:
+            For each list and clip the log-probability of text and end in nats, minus infinity where the decoder has no
+            room for the text, and the number of tokens.
+        """
+        states_BFD = self.encode(batch)
+        room = MAX_LABELS - len(self._special.prompt)
+        found = []
+        for texts in candidates:
+            counts = self.count_tokens(texts)
+            fit = [text if count <= room else "" for text, count in zip(texts, counts, strict=True)]
+            tokens_BL, labels_BL = self._labels(tuple(fit))
+            hidden_BLD = self.net.model.decoder(input_ids=tokens_BL, encoder_hidden_states=states_BFD, use_cache=False).last_hidden_state
+            rows, columns = torch.nonzero(labels_BL != -100, as_tuple=True)
+            nats = torch.zeros(len(texts), device=hidden_BLD.device)
+            for start in range(0, len(rows), LOGITS):
+                at = rows[start : start + LOGITS], columns[start : start + LOGITS]
+                costs_N = nn.functional.cross_entropy(self.net.proj_out(hidden_BLD[at]).float(), labels_BL[at], reduction="none")
+                nats.index_add_(0, at[0], -costs_N)
+            found.append([(float(v) if n <= room else -math.inf, n) for v, n in zip(nats, counts, strict=True)])
+        return found
+
+    @torch.inference_mode()
     def transcribe(self, batch: Batch, *, fallback: bool = True) -> list[Hypothesis]:
         """Greedy transcripts.
 
@@ -104,6 +136,8 @@ class Whisper(nn.Module):
             states_BFD with ``F = 50 * context`` frames.
         """
         mel_BMT = self.front_end(batch.wave_BN, batch.context)
+        if batch.masks is not None:
+            mel_BMT = mask(mel_BMT, batch.masks)
         encoder = self.net.model.encoder
         x = nn.functional.gelu(encoder.conv1(mel_BMT))
         x_BFD = nn.functional.gelu(encoder.conv2(x)).transpose(1, 2)
@@ -168,9 +202,8 @@ class Whisper(nn.Module):
     def _text_ids(self, texts: list[str]) -> list[list[int]]:
         # a leading space, as in the pretraining data: "▁Thank" and not "Thank"; a transcript that spells out
         # "<|endoftext|>" is text like any other
-        ids: list[list[int]] = self.tokenizer([" " + t.strip() for t in texts], add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
+        spaced = [" " + t.strip() if t.strip() else "" for t in texts]
+        ids: list[list[int]] = self.tokenizer(spaced, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return ids
 
     def _prompt(self, language: str) -> _Special:
