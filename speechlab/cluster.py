@@ -25,11 +25,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from speechlab import pool
 from speechlab.config import Experiment
 from speechlab.errors import InputError
 from speechlab.runs import Run, write_atomic
 from speechlab.units import Seconds
 
+STARTS = 3  # attempts to start Ray here, where it was too slow
 STOP_GRACE: Seconds = 60.0  # from the first Ctrl-C until the workers are ended without their consent
 # glibc keeps what large tensors freed: with blocks from 1 MB mapped on their own a worker stays at 2.0 GB instead
 # of 3.8 after twelve steps, for about a tenth more CPU time. Read when a process starts, so set for those below.
@@ -182,21 +184,19 @@ def _alone(experiment: Experiment) -> Any:
 
 
 def _drive_ray(run: Run, experiment: Experiment, interrupts: list[float], quiet: bool) -> None:
-    # read by Ray when it is imported, and handed on to its controller and workers
-    for name, value in (RAY | MALLOC).items():
+    for name, value in (RAY | MALLOC).items():  # before the imports below
         os.environ.setdefault(name, value)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
-    from speechlab import provenance
     from speechlab.decoding import resolve_device
 
     wanted = experiment.cluster
-    cores = provenance.cores()
+    cores = pool.cores()
     threads = max(1, cores // wanted.workers) if wanted.address is None else 1
-    _start_ray(wanted.address, cores=max(cores, wanted.workers) + 1, quiet=quiet)
+    start_ray(wanted.address, cores=max(cores, wanted.workers) + 1, quiet=quiet)
     try:
         resources = ray.cluster_resources()
         device = resolve_device(wanted.device, resources.get("GPU", 0) > 0)
@@ -249,7 +249,19 @@ def _fit(trainer: Any, outcome: dict[str, BaseException]) -> None:
         outcome["error"] = e
 
 
-def _start_ray(address: str | None, *, cores: int, quiet: bool) -> None:
+def start_ray(address: str | None, *, cores: int, quiet: bool = True) -> None:
+    """Connect to a cluster, or start one on this machine; ``ray.shutdown`` ends it.
+
+    Args:
+        address: Of a head; None starts one here.
+        cores: What it may hand out here.
+        quiet: Keep Ray's own log out of the terminal.
+
+    Raises:
+        InputError: if it cannot be reached or started.
+    """
+    for name, value in (RAY | MALLOC).items():  # read by Ray when it is imported, and handed on to its workers
+        os.environ.setdefault(name, value)
     import ray
 
     if address is not None:
@@ -257,7 +269,15 @@ def _start_ray(address: str | None, *, cores: int, quiet: bool) -> None:
     local: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": 200 * 1024**2} if address is None else {}
     try:
         _knock(address)
-        ray.init(address=address, log_to_driver=not quiet, logging_level="ERROR", **local)
+        for attempt in range(STARTS):
+            try:
+                ray.init(address=address, log_to_driver=not quiet, logging_level="ERROR", **local)
+                break
+            except Exception as e:
+                ray.shutdown()
+                # Ray gives its processes 30 s, which no setting changes; on a busy machine they take longer
+                if "timed out during startup" not in str(e) or attempt == STARTS - 1:
+                    raise
     except Exception as e:
         raise InputError(
             "Ray could not start." if address is None else "The Ray cluster cannot be reached.",
