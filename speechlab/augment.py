@@ -23,7 +23,7 @@ from speechlab.audio import Wave
 from speechlab.config import AugmentConfig, ClippingConfig, CodecConfig, GainConfig, NoiseConfig, RoomConfig, home
 from speechlab.effects import background, clip, code, gain, make_room, noise, reverberation, room, sped, speed
 from speechlab.errors import InputError
-from speechlab.units import SAMPLE_RATE, Samples
+from speechlab.units import FULL_CONTEXT, SAMPLE_RATE, Samples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,20 +95,24 @@ class Augmenter:
             InputError: if the waveform is empty or not finite, or a noise recording cannot be used.
         """
         wave = audio.check(wave_N, clip)
-        for _, _, do in self._deeds(clip, epoch):
+        for _, _, do in self._deeds(clip, epoch, len(wave)):
             wave = do(wave)
         return audio.check(wave, clip)
 
-    def speed(self, clip: str, epoch: int) -> float:
-        """The factor that a clip is sped up by: 1.1 is a tenth faster; 1.0 where speed is off."""
+    def speed(self, clip: str, epoch: int, n: Samples = 0) -> float:
+        """The factor that a clip of n samples is sped up by: 1.1 is a tenth faster; 1.0 where speed is off.
+
+        A clip that would be slowed down beyond 30 s, which is all that Whisper hears, keeps its speed.
+        """
         if self.config.speed is None:
             return 1.0
         factors = self.config.speed.factors
-        return factors[int(self._rng("speed", clip, epoch).integers(len(factors)))]
+        factor = factors[int(self._rng("speed", clip, epoch).integers(len(factors)))]
+        return factor if sped(n, factor) <= FULL_CONTEXT * SAMPLE_RATE else 1.0
 
     def samples(self, n: Samples, clip: str, epoch: int) -> Samples:
         """How many samples :meth:`__call__` gives for a clip of n."""
-        return sped(n, self.speed(clip, epoch))
+        return sped(n, self.speed(clip, epoch, n))
 
     def masks(self, clip: str, epoch: int, frames: int) -> Masks | None:
         """SpecAugment for a clip.
@@ -131,16 +135,16 @@ class Augmenter:
             return None
         return Masks(frames, tuple((low / BANDS, high / BANDS) for low, high in bands), times)
 
-    def story(self, clip: str, epoch: int) -> dict[str, str]:
-        """What is done to the waveform, in order and in words: ``{"room": "RT60 0.43 s, ..."}``."""
-        return {name: words for name, words, _ in self._deeds(clip, epoch)}
+    def story(self, clip: str, epoch: int, n: Samples = 0) -> dict[str, str]:
+        """What is done to a waveform of n samples, in order and in words: ``{"room": "RT60 0.43 s, ..."}``."""
+        return {name: words for name, words, _ in self._deeds(clip, epoch, n)}
 
     def _rng(self, transform: str, clip: str, epoch: int) -> np.random.Generator:
         return np.random.default_rng(audio.clip_seed(self.seed, f"{epoch}:{transform}:{clip}"))
 
-    def _deeds(self, clip: str, epoch: int) -> Iterator[tuple[str, str, Callable[[Wave], Wave]]]:
+    def _deeds(self, clip: str, epoch: int, n: Samples) -> Iterator[tuple[str, str, Callable[[Wave], Wave]]]:
         """Name, words and function of each transform that this clip gets in this epoch."""
-        factor = self.speed(clip, epoch)
+        factor = self.speed(clip, epoch, n)
         if factor != 1:
             yield "speed", f"x {factor:g}", lambda wave: speed(wave, factor)
         for name in ORDER[1:]:

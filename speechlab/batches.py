@@ -34,7 +34,7 @@ class Batch:
         wave_BN: float32 waveforms in [-1, 1] at 16 kHz, zero-padded on the right to the longest clip.
         seconds: B durations before padding.
         context: Seconds that the encoder hears, at least the longest clip.
-        masks: B masks for the spectrogram (SpecAugment), drawn for the clips; None leaves them whole.
+        masks: B masks for the spectrogram (SpecAugment), None for a clip that has none; None if no clip has.
     """
 
     ids: tuple[str, ...]
@@ -42,7 +42,7 @@ class Batch:
     wave_BN: Tensor
     seconds: tuple[Seconds, ...]
     context: Seconds
-    masks: tuple[Masks, ...] | None = None
+    masks: tuple[Masks | None, ...] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -72,7 +72,7 @@ def collate(clips: Sequence[Clip | tuple[str, str, Any]], context: Seconds | Non
     """Make a batch.
 
     Args:
-        clips: One row each; masked are all of them or none.
+        clips: One row each.
         context: What the encoder hears; none is the longest clip and the margin.
         margin: Used where no context is given.
     """
@@ -80,15 +80,13 @@ def collate(clips: Sequence[Clip | tuple[str, str, Any]], context: Seconds | Non
     waves = [torch.from_numpy(np.ascontiguousarray(row.wave_N, dtype=np.float32)) for row in rows]
     wave_BN = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
     seconds = tuple(len(w) / SAMPLE_RATE for w in waves)
-    masks = tuple(row.masks for row in rows if row.masks is not None)
-    assert len(masks) in {0, len(rows)}, "all clips are masked or none"
     return Batch(
         tuple(row.id for row in rows),
         tuple(row.text for row in rows),
         wave_BN,
         seconds,
         context if context is not None else context_for(max(seconds), margin),
-        masks or None,
+        tuple(row.masks for row in rows) if any(row.masks for row in rows) else None,
     )
 
 

@@ -68,9 +68,9 @@ def ingest(
     entries, licence, attribution = corpora.entries(settings)
     splitter = None
     if settings.check.long == "split":
-        from speechlab import transcripts
+        from speechlab import segments
 
-        splitter = transcripts.splitter(model, settings.language)
+        splitter = segments.splitter(model, settings.language)
     total = shards.ingest(settings, entries, to, licence=licence, attribution=attribution, address=address, splitter=splitter)
     _show_counts(total)
     out.print(f"train on it with corpus: {{name: shards, root: {to}}}", markup=False)

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from speechlab import audio, checkpoints, config, corpora, models, training
+from speechlab.batches import feed
 from speechlab.errors import InputError
 from speechlab.models import Loss
 from speechlab.models.whisper import Whisper
@@ -352,3 +354,64 @@ def test_an_estimate_is_a_positive_time(little, small_whisper):
     clips = training.Clips.of(little)
     made = experiment()
     assert 0 < training.estimate(made, clips, training.plan_for(made, clips), str(small_whisper)) < 600
+
+
+# --- augmentation ---
+
+AUGMENT = {"speed": {}, "noise": {"probability": 1.0}, "gain": {}, "codec": {"probability": 0.5, "kinds": ["telephone"]}, "spec": {}}
+
+
+@pytest.fixture(scope="module")
+def augmented(train) -> Run:
+    return train(experiment(augment=AUGMENT))
+
+
+def test_augmentation_changes_what_is_learnt_and_the_plan_knows_its_durations(augmented, whole, little):
+    made = experiment(augment=AUGMENT)
+    clips = training.Clips.of(little, made)
+    plan = training.plan_for(made, clips, [5] * 16)
+    table = augmented.steps()
+    assert len(table) == plan.steps(2)
+    assert digest(augmented) != digest(whole)
+    for epoch, rows in table.groupby("epoch"):
+        assert rows.clips.sum() == 16
+        assert rows.audio_seconds.sum() == pytest.approx(sum(clips.stretched(epoch)), abs=1e-6)
+    assert clips.stretched(0) != clips.stretched(1)
+    heard = [clips(i, epoch=1) for i in range(16)]
+    assert [len(h.wave_N) / 16_000 for h in heard] == clips.stretched(1)
+
+
+def test_masks_reach_the_model(little, noisy, monkeypatch):
+    """SpecAugment alone: the loss differs from that of the same waves unmasked."""
+    made = experiment(augment={"spec": {}})
+    clips = training.Clips.of(little, made)
+    batch = next(feed(clips, [Micro(tuple(range(6)), 3.0)]))
+    assert batch.masks is not None
+    assert all(m is not None for m in batch.masks)
+    model = Whisper(noisy).eval()
+    masked, bare = model.encode(batch), model.encode(dataclasses.replace(batch, masks=None))
+    assert not torch.equal(masked, bare)
+    assert torch.equal(model.encode(batch), masked)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_augmented_run_is_the_same_with_loader_workers(augmented, train, workers):
+    assert_same(train(experiment(augment=AUGMENT, cluster={"loader_workers": workers})), augmented)
+
+
+def test_an_augmented_run_that_was_stopped_goes_on_in_the_middle_of_an_epoch(augmented, train):
+    run = train(experiment(augment=AUGMENT), stop_after=3)
+    assert run.state == "stopped"
+    (run.path / "stop").unlink(missing_ok=True)
+    assert_same(train(experiment(augment=AUGMENT), run), augmented)
+
+
+def test_a_clip_near_thirty_seconds_is_not_slowed_beyond_them(prompts):
+    from speechlab.augment import Augmenter
+    from speechlab.config import AugmentConfig, SpeedConfig
+
+    slow = Augmenter(AugmentConfig(speed=SpeedConfig(factors=(0.9,))), 1)
+    assert slow.samples(26 * 16_000, "a", 0) == round(26 * 16_000 / 0.9)
+    assert slow.samples(28 * 16_000, "a", 0) == 28 * 16_000
+    assert len(slow(np.full(28 * 16_000, 0.1, np.float32), "a", 0)) == 28 * 16_000
