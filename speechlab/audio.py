@@ -2,9 +2,10 @@
 
 Notable: nothing is trusted. A truncated MP3, Opus or WAV decodes without an error, so a duration can be
 demanded; empty and non-finite audio is refused; a playlist posing as audio cannot make the decoder open other
-files. SNR belongs to active speech, not to the whole file with its pauses.
+files. SNR belongs to active speech, not to the whole file with its pauses. Files as they are, at their own rate and
+with all channels, are :mod:`speechlab.formats`, re-exported here.
 
-Not covered: streaming, channels apart (they are averaged), loudness, voice activity as time spans.
+Not covered: streaming, loudness, voice activity as time spans.
 """
 
 from __future__ import annotations
@@ -21,50 +22,65 @@ import soundfile  # type: ignore[import-untyped]
 import soxr  # type: ignore[import-untyped]
 
 from speechlab.errors import InputError
-from speechlab.units import SAMPLE_RATE, Decibels, Hertz, Samples, Seconds, exact_div
+from speechlab.formats import MAX_SECONDS, TOLERANCE, Probe, Sound, blocks, probe, read
+from speechlab.units import SAMPLE_RATE, Decibels, Samples, Seconds, exact_div
+
+__all__ = [
+    "FRAME", "MARGIN", "MAX_SECONDS", "TOLERANCE", "Probe", "Sound", "Wave", "active_power", "add_noise", "blocks", "check", "clip_seed",
+    "decode", "encode_mp3", "pcm_sha256", "probe", "quantise", "read", "save_flac",
+]  # fmt: skip
 
 Wave = npt.NDArray[np.float32]  # (N,)
 
 FRAME: Samples = exact_div(SAMPLE_RATE, 50)  # 20 ms, over which speech is active or not
 MARGIN: Decibels = 15.9  # ITU-T P.56 (2011), section 6: active is what lies at most this far below the active level
-TOLERANCE: Seconds = 0.1  # MP3 and AAC pad by up to about 0.08 s
 
 
 def decode(
     source: str | Path | bytes,
     format: str | None = None,
     *,
+    start: Seconds | None = None,
+    duration: Seconds | None = None,
+    channel: int | None = None,
     expected_seconds: Seconds | None = None,
     tolerance: Seconds = TOLERANCE,
+    max_seconds: Seconds = MAX_SECONDS,
 ) -> Wave:
-    """Decode a whole file to 16 kHz mono: by libsndfile, and what that does not read by FFmpeg.
+    """Decode a file, or a part of it, to 16 kHz mono.
 
     Args:
-        source: A path or the file's bytes; its content says what it is, not its name.
-        format: FFmpeg's name of the format, for files without a header, such as ``g722``.
-        expected_seconds: The duration that the file should have.
+        source: A path or the file's bytes; its content says what it is, not its name, save for ``.g722``.
+        format: ``g722`` for such bytes, which have no header.
+        start: Where the part begins, in seconds; None is the beginning. See :func:`speechlab.formats.read` for how
+            seconds become samples.
+        duration: How long it is, in seconds; None is to the end.
+        channel: From 0 on; None averages them.
+        expected_seconds: The duration that the result should have.
         tolerance: How far it may be off, in seconds.
+        max_seconds: More is refused.
 
     Returns:
-        ``wave_N``, float32, full scale 1; channels are averaged, other rates resampled by soxr (HQ).
+        ``wave_N``, float32, full scale 1; other rates are resampled by soxr (HQ).
 
     Raises:
-        InputError: if the file is missing, empty, not audio, damaged, holds NaN or infinity, or is shorter or
-            longer than expected.
+        InputError: if the file is missing, empty, not audio, damaged, too long, holds NaN or infinity, lacks the part
+            or the channel, or is shorter or longer than expected.
     """
     name = "audio" if isinstance(source, bytes) else str(source)
-    try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as e:
-        raise InputError("An audio file cannot be read.", got=f"{name}: {e.strerror}", expected="a readable file") from None
-    if not data:
-        raise InputError("An audio file is empty.", got=f"{name}: 0 bytes", expected="audio", do="fetch or record it again")
-    wave_NC, rate = _decode(data, format, name)
-    if not len(wave_NC):
-        raise InputError("An audio file holds no samples.", got=f"{name}: {len(data)} bytes", expected="audio", do="record it again")
-    wave_N = check(wave_NC.mean(axis=1), name)
-    if rate != SAMPLE_RATE:
-        wave_N = soxr.resample(wave_N, rate, SAMPLE_RATE, quality="HQ")
+    parts: list[Wave] = []
+    resampler, at = None, 0
+    # block by block, so that the file's own rate and channels are never held whole
+    for block in blocks(source, format, start=start, duration=duration, max_seconds=max_seconds):
+        wave_N = check(block.mono(channel), f"{name}, from {at / block.rate:.1f} s on" if at else name)
+        at += len(wave_N)
+        if block.rate != SAMPLE_RATE:
+            resampler = resampler or soxr.ResampleStream(block.rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+            wave_N = resampler.resample_chunk(wave_N)
+        parts.append(wave_N)
+    if resampler:
+        parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    wave_N = np.concatenate(parts)
     seconds = len(wave_N) / SAMPLE_RATE
     if expected_seconds is not None and abs(seconds - expected_seconds) > tolerance:
         raise InputError("An audio file has another duration than it should.", got=f"{name}: {seconds:.3f} s",
@@ -113,8 +129,8 @@ def pcm_sha256(wave_N: npt.ArrayLike) -> str:
     return hashlib.sha256(quantise(wave_N).astype("<i2").tobytes()).hexdigest()
 
 
-def save_flac(path: Path, wave_N: npt.ArrayLike) -> None:
-    """Write 16 kHz 16-bit FLAC; :func:`decode` gives the quantised samples back exactly.
+def save_flac(path: Path | io.BytesIO, wave_N: npt.ArrayLike) -> None:
+    """Write 16 kHz 16-bit FLAC, to a file or into memory; :func:`decode` gives the quantised samples back exactly.
 
     Raises:
         InputError: as for :func:`check`.
@@ -195,33 +211,3 @@ def add_noise(wave_N: npt.ArrayLike, snr: Decibels, seed: int) -> Wave:
 def clip_seed(seed: int, clip: str) -> int:
     """A seed that belongs to a clip, whatever its place in a batch: the first 8 bytes of SHA-256 over seed and id."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{clip}".encode()).digest()[:8], "big")
-
-
-def _decode(data: bytes, format: str | None, name: str) -> tuple[npt.NDArray[np.float32], Hertz]:
-    """Samples by channels, and their rate."""
-    reasons = []
-    if format is None:
-        try:
-            wave_NC, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-            return wave_NC, rate
-        except (soundfile.LibsndfileError, RuntimeError) as e:
-            reasons.append(f"libsndfile: {getattr(e, 'error_string', e)}")
-    try:
-        return _decode_av(data, format)
-    except (av.error.FFmpegError, ValueError, IndexError) as e:
-        reasons.append(f"FFmpeg: {getattr(e, 'strerror', None) or e}")
-    raise InputError("An audio file cannot be decoded.", got=f"{name}: {'; '.join(reasons)}",
-                     expected="WAV, FLAC, MP3, Ogg, Opus, M4A or whatever FFmpeg reads, whole", do="fetch or export it again")  # fmt: skip
-
-
-def _decode_av(data: bytes, format: str | None) -> tuple[npt.NDArray[np.float32], Hertz]:
-    # An empty list of protocols: playlists (HLS, concat, DASH) could otherwise open files and addresses.
-    with av.open(io.BytesIO(data), "r", format=format, options={"protocol_whitelist": "none"}) as container:
-        if not container.streams.audio:
-            raise ValueError("it holds no audio")
-        planar = av.AudioResampler(format="fltp")
-        frames = [out for frame in container.decode(audio=0) for out in planar.resample(frame)]
-        frames += planar.resample(None) if frames else []
-        if not frames:
-            raise ValueError("it holds no samples")
-        return np.concatenate([frame.to_ndarray() for frame in frames], axis=1).T, frames[0].sample_rate

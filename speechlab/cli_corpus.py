@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +35,7 @@ def check(
     from speechlab.corpora import build
     from speechlab.corpora.check import counts
 
-    settings = _corpus_settings(root, name, language, config, set_)
+    settings = configs.corpus_for(config, set_ or [], root=root, name=name, language=language)
     entries, licence, attribution = corpora.entries(settings)
     path = to or configs.reports() / "corpora" / f"{build.title(settings)}.jsonl"
     rows = [finding.row() for _, finding in build.examine(entries, settings)]
@@ -64,7 +63,7 @@ def ingest(
     from speechlab import corpora
     from speechlab import ingest as shards
 
-    settings = _corpus_settings(root, name, language, config, set_)
+    settings = configs.corpus_for(config, set_ or [], root=root, name=name, language=language)
     entries, licence, attribution = corpora.entries(settings)
     splitter = None
     if settings.check.long == "split":
@@ -74,15 +73,6 @@ def ingest(
     total = shards.ingest(settings, entries, to, licence=licence, attribution=attribution, address=address, splitter=splitter)
     _show_counts(total)
     out.print(f"train on it with corpus: {{name: shards, root: {to}}}", markup=False)
-
-
-def _corpus_settings(
-    root: str | None, name: str | None, language: str | None, config: Path, set_: list[str] | None
-) -> configs.CorpusConfig:
-    overrides = [f"corpus.{item}" for item in set_ or []]
-    given = {"name": name or ("own" if root else None), "root": root, "language": language}
-    overrides += [f"corpus.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
-    return configs.load(config, overrides).corpus
 
 
 def _show_counts(total: dict[str, dict[str, int]]) -> None:

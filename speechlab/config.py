@@ -65,6 +65,7 @@ class CorpusConfig(Section):
     trim: Seconds | None = Field(None, ge=0, le=5, description="margin kept around speech found by VAD; none leaves clips whole")
     level: Literal["recorded", "peak", "loudness"] = Field("recorded", description="as recorded; peak in dBFS; loudness in LUFS (BS.1770)")
     level_db: Decibels = Field(-23.0, ge=-60, le=0, description="the level that peak or loudness is brought to")
+    decisions: str | None = Field(None, description="file of what people decided about transcripts, applied when it is prepared")
     check: CheckConfig = CheckConfig()
 
 
@@ -276,10 +277,10 @@ class Experiment(Section):
     def signature(self) -> str:
         """SHA-256 (first 12 hex digits) over what changes results, in canonical JSON.
 
-        Left out: name, question, ``cluster`` and ``tracking``, ``corpus.root``. The manifest's hash,
+        Left out: name, question, ``cluster`` and ``tracking``, ``corpus.root`` and ``corpus.decisions``. The manifest's hash,
         not a path, says which speech it was.
         """
-        kept = self.model_dump(exclude={"name": True, "question": True, "cluster": True, "tracking": True, "corpus": {"root"}})
+        kept = self.model_dump(exclude={"name": True, "question": True, "cluster": True, "tracking": True, "corpus": {"root", "decisions"}})
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_yaml(self) -> str:
@@ -347,6 +348,24 @@ def validate(values: dict[str, Any], source: str) -> Experiment:
         problems = [_explain(err) for err in e.errors()]
         count = f"{len(problems)} value{'s' if len(problems) > 1 else ''}"
         raise InputError(f"{source}: {count} cannot be used.\n" + "\n".join(problems), do=f"mend each in {source}") from None
+
+
+def corpus_for(path: str | Path, overrides: list[str] | tuple[str, ...] = (), **given: str | None) -> CorpusConfig:
+    """The corpus of a config file, or another one under the file's limits.
+
+    Args:
+        path: A YAML file.
+        overrides: ``field=value`` texts of the corpus section.
+        given: Fields such as ``root``, ``name``, ``language``, ``voice`` and ``band``; empty ones are the file's. A root
+            without a name is the user's own speech.
+
+    Raises:
+        InputError: as for :func:`load`.
+    """
+    fields = {key: value for key, value in given.items() if value}
+    if "root" in fields:
+        fields.setdefault("name", "own")
+    return load(path, [f"corpus.{item}" for item in overrides] + [f"corpus.{k}={json.dumps(v)}" for k, v in fields.items()]).corpus
 
 
 def corpus_section(**values: Any) -> CorpusConfig:

@@ -120,7 +120,7 @@ def debian(package: str, version: str, sha256: str, dest: Path) -> Path:
     Raises:
         FetchError: if apt-get is missing, does not know the version, cannot reach it, or hands over other bytes.
     """
-    name = f"{package}_{version}_all.deb"
+    name = f"{package}_{version.replace(':', '%3a')}_all.deb"  # as apt-get spells an epoch
 
     def attempt(folder: Path) -> Path:
         if not shutil.which("apt-get"):

@@ -37,9 +37,11 @@ CSS = """
 .speechlab u.ins { background: #d55e0038; text-decoration: underline double #d55e00; }
 .speechlab .sub s { background: #cc79a730; text-decoration-color: #cc79a7; opacity: .8; }
 .speechlab .sub u { background: #cc79a748; text-decoration: underline wavy 1.5px #cc79a7; }
+.speechlab .samples td:first-child { min-width: 12em; }
 .speechlab audio { height: 32px; width: 230px; max-width: 100%; display: block; margin-top: .3em; }
 @media (max-width: 640px) {
   .speechlab th, .speechlab td { padding: .3em .4em; }
+  .speechlab .samples td:first-child { min-width: 0; }
   .speechlab .samples thead { display: none; }
   .speechlab .samples tr, .speechlab .samples td { display: block; border: 0; padding: .15em 0; text-align: left; }
   .speechlab .samples tr { border-bottom: 1px solid #8886; padding: .6em 0; }

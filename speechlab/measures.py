@@ -122,10 +122,10 @@ def snr(wave_N: Wave, spans: list[Span] | None = None) -> Decibels:
     between = np.ones(power_T.size, dtype=bool)
     for start, end in spans or []:
         between[max(0, int((start - 0.05) * 100)) : math.ceil((end + 0.05) * 100)] = False
+    noise = float(np.sort(power_T)[: max(2, power_T.size // 10)].mean())
     if spans is not None and between.sum() >= 10:
-        noise = float(np.quantile(power_T[between], 0.25))
-    else:
-        noise = float(np.sort(power_T)[: max(2, power_T.size // 10)].mean())
+        outside = float(np.quantile(power_T[between], 0.25))
+        noise = outside if outside < 4 * noise else noise  # 6 dB above the quietest tenth lies speech that the VAD missed
     if noise < 1e-12:
         return 100.0
     signal = audio.active_power(wave_N) - noise

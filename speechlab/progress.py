@@ -1,4 +1,4 @@
-"""Progress bars with an ETA, on standard error, for the waits of the set-up.
+"""Progress bars with an ETA, on standard error, for the waits of the set-up: in a terminal, a notebook and a log alike.
 
 Not covered: the progress of a training run, which is in its events.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
+
+from tqdm.std import tqdm
 
 T = TypeVar("T")
 
@@ -20,14 +22,14 @@ def bar(description: str, total: float) -> Iterator[Callable[[float, float], Non
         description: What is waited for.
         total: In any unit; 0 if it is not known yet.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    shape = "{desc} {percentage:3.0f}% |{bar:30}| ETA {remaining}"
+    with tqdm(desc=description, total=total or None, bar_format=shape if total else None, mininterval=0.3) as progress:
 
-    label = TextColumn("{task.description}", markup=False)
-    columns = (label, BarColumn(), TaskProgressColumn(), TextColumn("ETA"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(description, total=total or None)
-        yield lambda done, of: progress.update(task, completed=done, total=of or None)
+        def advance(done: float, of: float) -> None:
+            progress.bar_format, progress.total = shape if of else None, of or None
+            progress.update(done - progress.n)
+
+        yield advance
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:

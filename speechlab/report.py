@@ -234,7 +234,16 @@ def _inert(outputs: list[Any]) -> list[Any]:
     for output in outputs:
         if "data" in output:
             output.data = {kind: data for kind, data in output.data.items() if kind not in UNSAFE}
-    return [output for output in outputs if output.get("data", True)]
+    kept: list[Any] = []
+    for output in outputs:
+        if output.output_type == "stream" and kept and kept[-1].output_type == "stream" and kept[-1].name == output.name:
+            kept[-1].text += output.text
+        elif output.get("data", True):
+            kept.append(output)
+    for output in kept:
+        if output.output_type == "stream":  # of a progress bar, what a terminal would show at its end
+            output.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in output.text.split("\n"))
+    return [output for output in kept if output.output_type != "stream" or output.text.strip()]
 
 
 def contents(notebook: Any) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from speechlab.errors import InputError
 
 HEAD = "name: a\nquestion: Does it?\n"
 CONFIGS = {"quickstart.yaml", "smoke.yaml", "librispeech.yaml"}
-IDENTITY_IGNORES = {"name", "question", "corpus.root", "cluster", "tracking"}
+IDENTITY_IGNORES = {"name", "question", "corpus.root", "corpus.decisions", "cluster", "tracking"}
 
 
 def refused(path, overrides=()) -> str:
@@ -38,7 +38,7 @@ def refused(path, overrides=()) -> str:
         ("sed: 1", ["sed: got the unknown key", 'did you mean "seed"?']),
         ("zzzzzz: 1", ["zzzzzz: got the unknown key", "known: augment, cluster, context"]),
         ("1: x", ["got the unknown key '1'"]),
-        ("corpus: {1: x}", ["corpus.1: got the unknown key '1'", "known: band, check, language"]),
+        ("corpus: {1: x}", ["corpus.1: got the unknown key '1'", "known: band, check, decisions"]),
         # wrong types; what YAML 1.1 read differently from what was meant
         ("optim: {lr: 1e-4}", ["optim.lr: got '1e-4' (str), expected a valid number; write 0.0001 without quotes"]),
         ("optim: {lr: 3e-5}", ["write 3.0e-05 without quotes"]),

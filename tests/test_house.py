@@ -21,7 +21,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ONLY_IMPORTER = {
     "ray": {"cluster", "ingest"},  # one trains, the other prepares
     "mlflow": {"tracking"},
-    "panel": {"board", "listen", "plots", "report"},  # report: where its style sheets lie
+    "panel": {"board", "listen", "plots", "report", "review"},  # report: where its style sheets lie
     "holoviews": {"board", "listen", "plots"},
     "bokeh": {"board", "listen", "plots"},
     "papermill": {"report"},
@@ -41,6 +41,7 @@ ONLY_IMPORTER = {
 LONG: dict[str, str] = {
     "config.py": "all that an experiment is stands in one place, validated in one place",
     "fetch.py": "four kinds of places with one behaviour; apart they would repeat it",
+    "plots.py": "every figure of the lab, in one style",
     "scoring.py": "counts, intervals and tests share the units that they resample",
 }
 

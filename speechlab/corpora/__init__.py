@@ -55,12 +55,12 @@ def prepare(
 
 
 def configured(config: CorpusConfig) -> Corpus:
-    """The corpus that an experiment's config names, trimmed and levelled as it says.
+    """The corpus that an experiment's config names, with its user's decisions, trimmed and levelled as it says.
 
     Raises:
         InputError: as for :func:`prepare`.
     """
-    from speechlab.corpora import build, conditioning
+    from speechlab.corpora import build, conditioning, decisions
 
     module = _module(config)
     if config.name in READERS:
@@ -71,6 +71,8 @@ def configured(config: CorpusConfig) -> Corpus:
         corpus = module.prepare(config.language, config.root, config.max_seconds, config.limit, config.voice, config.band)
     else:
         corpus = module.prepare(config.language, config.root, config.max_seconds, config.limit)
+    if config.decisions is not None:
+        corpus = decisions.decided(corpus, Path(config.decisions).expanduser())
     return conditioning.conditioned(corpus, config)
 
 
@@ -90,7 +92,9 @@ def entries(config: CorpusConfig) -> tuple[Callable[[], Iterator[Entry]], str, s
     if config.name in (*READERS, "shards"):
         return _reader(module, config), getattr(module, "LICENCE", ""), getattr(module, "ATTRIBUTION", "")
     # the others decode as they prepare; what they left out comes back as entries with a problem
-    corpus = configured(config.model_copy(update={"limit": None, "max_seconds": 30.0, "trim": None, "level": "recorded"}))
+    corpus = configured(
+        config.model_copy(update={"limit": None, "max_seconds": 30.0, "trim": None, "level": "recorded", "decisions": None})
+    )
     return partial(_of_corpus, corpus), corpus.licence, corpus.attribution
 
 

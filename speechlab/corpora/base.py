@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,6 +264,26 @@ def assemble(name: str, language: str, licence: str, attribution: str, built: Bu
     digest = hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
     set_aside.sort(key=lambda row: row.id)
     return Corpus(name, language, cuts, licence, attribution, set_aside, {**notes, "beyond_limit": beyond}, digest)
+
+
+def changed(
+    corpus: Corpus, cuts: dict[str, list[MonoCut]], set_aside: Sequence[SetAside] = (), notes: dict[str, Any] | None = None
+) -> Corpus:
+    """A corpus with other cuts in its splits, its manifest hashed anew.
+
+    Raises:
+        InputError: if a split is empty.
+    """
+    from lhotse import CutSet
+
+    for split in SPLITS:
+        if not cuts[split]:
+            raise InputError(f"The {split} split of {corpus.name} is empty.", got="0 clips", expected="at least one clip")
+    lines = manifest([cut for split in SPLITS for cut in cuts[split]])
+    digest = hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
+    aside = sorted([*corpus.set_aside, *set_aside], key=lambda row: row.id)
+    sets = {split: CutSet.from_cuts(cuts[split]) for split in SPLITS}
+    return replace(corpus, cuts=sets, set_aside=aside, notes={**corpus.notes, **(notes or {})}, manifest_sha256=digest)
 
 
 def overlap(cuts: Sequence[MonoCut], key: Callable[[str], str]) -> set[str]:

@@ -28,7 +28,8 @@ from speechlab.units import SAMPLE_RATE
 
 FEW = 100  # entries up to which other processes are not worth their start
 SPEAKERS = 10  # from so many on, a corpus without splits is split by speaker
-TEST, DEV = 0.1, 0.1  # shares of such a split
+SHARE = 0.1  # of test, and of dev, in such a split
+FEW_ROWS, LARGER_SHARE = 200, 0.2  # below so many rows a tenth might be nothing
 LOSSLESS = ("WAV", "FLAC", "AIFF", "NIST")  # what is read where it lies
 
 Entries = Callable[[], Iterable[Entry]]  # may be asked more than once
@@ -74,10 +75,12 @@ class Census:
         if {"train", "dev", "test"} <= named:
             return "the corpus's own" + (", rows that name none are train" if "" in self.splits else "")
         by = "speaker" if self._by_speaker else "normalised text"
-        shares = f"SHA-256 of the {by}: " + ", ".join(
-            f"{split} {share:.0%}" for split, share in (("test", TEST), ("dev", DEV)) if split not in named
-        )
+        shares = f"SHA-256 of the {by}: " + ", ".join(f"{split} {self._share:.0%}" for split in ("test", "dev") if split not in named)
         return shares + (f"; {', '.join(sorted(named))} are the corpus's own" if named else "")
+
+    @property
+    def _share(self) -> float:
+        return SHARE if self.rows >= FEW_ROWS else LARGER_SHARE
 
     @property
     def _by_speaker(self) -> bool:
@@ -91,12 +94,8 @@ class Census:
         key = entry.speaker if self._by_speaker else normaliser("basic")(entry.text)
         # salted: what was chosen from another corpus by the hash of its text would all fall to one side
         place = int.from_bytes(hashlib.sha256(f"own split:{key}".encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
-        for split, share in (("test", TEST), ("dev", DEV)):
-            if split in missing:
-                if place < share:
-                    return replace(entry, split=split)
-                place -= share
-        return replace(entry, split="train")
+        chosen = dict(enumerate(missing)).get(int(place // self._share), "train")
+        return replace(entry, split=chosen)
 
 
 def examine(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy.typing as npt
 from speechlab import fetch, pool, vad
 from speechlab.audio import check
 from speechlab.config import CorpusConfig
-from speechlab.corpora.base import SPLITS, Corpus, load_audio, manifest
+from speechlab.corpora.base import SPLITS, Corpus, changed, load_audio
 from speechlab.progress import track
 from speechlab.units import SAMPLE_RATE, Decibels
 
@@ -39,7 +38,6 @@ def conditioned(corpus: Corpus, config: CorpusConfig) -> Corpus:
     """
     if config.trim is None and config.level == "recorded":
         return corpus
-    from lhotse import CutSet
     from lhotse.utils import fastcopy
 
     settings = config.model_dump(include={"trim", "level", "level_db"})
@@ -63,10 +61,7 @@ def conditioned(corpus: Corpus, config: CorpusConfig) -> Corpus:
         said = fastcopy(said, start=0.0, duration=seconds)
         return fastcopy(cut, start=cut.start + first / SAMPLE_RATE, duration=seconds, supervisions=[said], custom=custom)
 
-    changed = {split: CutSet.from_cuts(map(change, corpus.cuts[split])) for split in SPLITS}
-    lines = manifest([cut for split in SPLITS for cut in changed[split]])
-    digest = hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
-    return replace(corpus, cuts=changed, manifest_sha256=digest, notes={**corpus.notes, "conditioned": settings})
+    return changed(corpus, {split: list(map(change, corpus.cuts[split])) for split in SPLITS}, notes={"conditioned": settings})
 
 
 def gain_to(wave_N: npt.ArrayLike, level: str, level_db: Decibels) -> Decibels:
