@@ -9,6 +9,8 @@ CONFIG ?= configs/quickstart.yaml
 BIN    := .venv/bin
 UV     := $(BIN)/uv
 PYTEST ?= tests
+# the quick tests on all cores, a process each; more threads than that would only wait for one another
+QUICK   = OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup report test quick check lab dashboard lock clean
@@ -20,10 +22,11 @@ report: setup
 	@$(BIN)/speechlab report --config $(CONFIG)
 
 test: setup .venv/debian check
-	@$(BIN)/pytest $(PYTEST)
+	@$(QUICK) $(PYTEST)
+	@$(BIN)/pytest $(PYTEST) -m slow || [ $$? = 5 ]
 
 quick: setup
-	@$(BIN)/pytest -m "not slow"
+	@$(QUICK) $(PYTEST)
 
 check: setup
 	@$(BIN)/ruff check .

@@ -6,6 +6,7 @@ failed gives 1, Ctrl-C 130. Everything heavy is imported inside the command that
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -121,6 +122,31 @@ def report(
         out.print(line, markup=False)
     out.print(f"in all          {clock(time.monotonic() - began)}, peak memory {meter.peak / 1e9:.1f} GB over all processes", markup=False)
     out.print(str(path), markup=False)
+
+
+@app.command()
+def notebook(
+    path: Annotated[Path, typer.Argument(help="an .ipynb file, such as notebooks/01_corpus.ipynb")],
+    parameter: Annotated[list[str] | None, typer.Option("-p", "--parameter", help="name=value of its parameters cell; repeatable")] = None,
+) -> None:
+    """Run a notebook headless and write one self-contained HTML file; its path is the last line."""
+    from speechlab import report as reports
+
+    if bad := [item for item in parameter or [] if "=" not in item]:
+        raise InputError("A parameter cannot be read.", got=bad[0], expected="name=value", do="for example -p language=it")
+    values = dict(item.split("=", 1) for item in parameter or [])
+    folder = configs.reports() / "notebooks" / f"{time.strftime('%Y%m%d-%H%M%S')}-{path.stem}"
+    executed = reports.execute(path, folder / path.name, {name: _plain(value) for name, value in values.items()})
+    out.print(str(reports.html([executed], folder / f"{path.stem}.html", path.stem)), markup=False)
+
+
+def _plain(text: str) -> object:
+    """A parameter's value: a number or truth value where it reads as one, else the text."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, bool | int | float) else text
 
 
 @app.command()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,12 +13,16 @@ from rich.text import Text
 
 from speechlab import config as configs
 
+if TYPE_CHECKING:
+    from speechlab.corpora.check import Splitter
+
 app = typer.Typer(no_args_is_help=True, help="Look at corpora: check every clip, ingest large ones.")
 out = Console(highlight=False, soft_wrap=True)
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML file of the experiment")]
 QUICKSTART = Path("configs/quickstart.yaml")
 RootArgument = Annotated[str | None, typer.Argument(help="folder or table of your own speech; none takes --config's corpus")]
+ModelOption = Annotated[str, typer.Option(help="Whisper weights that tell where the words are, for check.long=split")]
 CorpusSetOption = Annotated[list[str] | None, typer.Option("--set", help="field=value of the corpus, such as check.min_snr=15; repeatable")]
 
 
@@ -29,6 +34,7 @@ def check(
     config: ConfigOption = QUICKSTART,
     set_: CorpusSetOption = None,
     to: Annotated[Path | None, typer.Option("--out", help="file for the findings; none is reports/corpora/NAME.jsonl")] = None,
+    model: ModelOption = "base",
 ) -> None:
     """Look at every clip: accepted, repaired or set aside; the list of findings is a file, its path the last line."""
     from speechlab import corpora
@@ -38,7 +44,8 @@ def check(
     settings = configs.corpus_for(config, set_ or [], root=root, name=name, language=language)
     entries, licence, attribution = corpora.entries(settings)
     path = to or configs.reports() / "corpora" / f"{build.title(settings)}.jsonl"
-    rows = [finding.row() for _, finding in build.examine(entries, settings)]
+    splitter = _splitter(settings, model)
+    rows = [finding.row() for _, finding in build.examine(entries, settings, splitter=splitter() if splitter else None)]
     build.write_findings(path, rows)
     total = counts(rows)
     _show_counts(total)
@@ -57,7 +64,7 @@ def ingest(
     config: ConfigOption = QUICKSTART,
     set_: CorpusSetOption = None,
     address: Annotated[str | None, typer.Option(help="a running Ray cluster; none uses this machine's cores")] = None,
-    model: Annotated[str, typer.Option(help="weights that tell where the words are, for check.long=split")] = "base",
+    model: ModelOption = "base",
 ) -> None:
     """Decode, check and hash a large corpus into shards; called again, it goes on where it stopped."""
     from speechlab import corpora
@@ -65,14 +72,16 @@ def ingest(
 
     settings = configs.corpus_for(config, set_ or [], root=root, name=name, language=language)
     entries, licence, attribution = corpora.entries(settings)
-    splitter = None
-    if settings.check.long == "split":
-        from speechlab import segments
-
-        splitter = segments.splitter(model, settings.language)
-    total = shards.ingest(settings, entries, to, licence=licence, attribution=attribution, address=address, splitter=splitter)
+    known = {"licence": licence, "attribution": attribution}
+    total = shards.ingest(settings, entries, to, address=address, splitter=_splitter(settings, model), **known)  # type: ignore[arg-type]
     _show_counts(total)
     out.print(f"train on it with corpus: {{name: shards, root: {to}}}", markup=False)
+
+
+def _splitter(settings: configs.CorpusConfig, model: str) -> Callable[[], Splitter] | None:
+    from speechlab import segments
+
+    return segments.splitter(model, settings.language) if settings.check.long == "split" else None
 
 
 def _show_counts(total: dict[str, dict[str, int]]) -> None:

@@ -146,7 +146,7 @@ def _work(path: Path, world: Any) -> None:
             record = provenance.collect(
                 experiment,
                 f"{run.path.parent.name}/{run.id}/config.yaml",
-                corpus.manifest_sha256,
+                {"manifest_sha256": corpus.manifest_sha256, "licence": corpus.licence, "attribution": corpus.attribution},
                 {"name": start.name, "source": start.source, "sha256": start.sha256, "revision": start.revision, "licence": start.licence},
             )
             write_atomic(run.path / "provenance.json", provenance.to_json(record))

@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 Remark = Literal["truncated", "clipped", "quiet", "noisy", "narrow_band", "little_speech", "characters", "speaking_rate", "ctc",
-                 "text_in_test", "speaker_in_test"]  # fmt: skip
+                 "shared_text", "shared_speaker"]  # fmt: skip
 
 
 class CheckConfig(Section):

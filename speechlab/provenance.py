@@ -19,13 +19,13 @@ from speechlab.config import Experiment
 PACKAGES = ("torch", "torchaudio", "transformers", "ray", "mlflow", "lhotse", "numpy", "whisper-normalizer", "kaldialign")
 
 
-def collect(experiment: Experiment, config_path: str, manifest_sha256: str, weights: dict[str, str | None]) -> dict[str, Any]:
+def collect(experiment: Experiment, config_path: str, data: dict[str, str], weights: dict[str, str | None]) -> dict[str, Any]:
     """Gather the record of a run.
 
     Args:
         experiment: The resolved config.
         config_path: The frozen file that holds it: the command that makes this run again names it.
-        manifest_sha256: Identity of the corpus as prepared.
+        data: The corpus as prepared: ``manifest_sha256``, licence and attribution.
         weights: Name, source and sha256 of the initial weights.
 
     Returns:
@@ -35,7 +35,7 @@ def collect(experiment: Experiment, config_path: str, manifest_sha256: str, weig
         "code": _git(Path(__file__).parent),
         "command": f"speechlab report --config {config_path}",
         "configuration": {"signature": experiment.signature},
-        "data": {"manifest_sha256": manifest_sha256},
+        "data": data,
         "weights": weights,
         "dependencies": {
             "lock_sha256": _sha256(Path(__file__).parents[1] / "requirements.lock"),

@@ -30,6 +30,7 @@ from speechlab.config import corpus_section
 from speechlab.corpora import base, build, check
 from speechlab.corpora.base import Entry
 from speechlab.corpora.check import ACCEPTED, REPAIRED, SET_ASIDE, Finding, Judge, inspect
+from speechlab.errors import InputError
 from speechlab.measures import Measures
 
 RATE = 16_000
@@ -618,11 +619,12 @@ def test_texts_and_speakers_of_the_test_split_are_remarked_on_and_set_aside_if_t
         made("b", "test", text="hello there", speaker="y"),
         made("c", "train", text="good day to you", speaker="y"),
         made("d", "dev", text="good night to all", speaker="z"),
+        made("e", "train", text="Good night to all.", speaker="v"),
     ]
     remarks = {id: f.remarks for id, f in judged(*rows).items()}
-    assert remarks == {"a": ("text_in_test",), "b": (), "c": ("speaker_in_test",), "d": ()}
-    told = judged(*rows, set_aside=["text_in_test"])
-    assert {id for id, f in told.items() if f.verdict == SET_ASIDE} == {"a"}
+    assert remarks == {"a": ("shared_text",), "b": (), "c": ("shared_speaker",), "d": (), "e": ("shared_text",)}
+    told = judged(*rows, set_aside=["shared_text"])
+    assert {id for id, f in told.items() if f.verdict == SET_ASIDE} == {"a", "e"}
     one_voice = judged(made("a", "train", text="one text here", speaker="x"), made("b", "test", text="another text here", speaker="x"))
     assert one_voice["a"].remarks == ()
 
@@ -745,3 +747,8 @@ def test_loudness_is_pyloudnorms(prompts):
     for cut in (c for c in corpus.cuts["test"] if c.duration > 1):
         loudness = pyloudnorm.Meter(RATE).integrated_loudness(corpora.load_audio(cut).astype(float))
         assert loudness == pytest.approx(-30, abs=0.02)
+
+
+def test_cutting_is_for_the_ingestion(folder):
+    with pytest.raises(InputError, match=r"(?s)ingested.*corpus ingest"):
+        corpora.prepare("own", root=folder, check={"long": "split"})

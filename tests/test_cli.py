@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,7 +139,27 @@ def test_a_taken_port_is_refused(tmp_path):
     assert str(port) in done.stderr
 
 
+def test_a_notebook_s_parameters_are_read_strictly():
+    done = speechlab("notebook", "notebooks/01_corpus.ipynb", "-p", "language")
+    assert done.returncode == 2
+    assert "name=value" in done.stderr
+    done = speechlab("notebook", "notebooks/01_corpus.ipynb", "-p", "langauge=it")
+    assert done.returncode == 2
+    assert 'did you mean "language"' in done.stderr
+    assert speechlab("notebook", "notebooks/nowhere.ipynb").returncode == 2
+
+
+@pytest.mark.slow
+def test_a_notebook_becomes_one_page():
+    done = speechlab("notebook", "notebooks/02_signal.ipynb", "-p", "epochs=1", "-p", "seed=2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = Path(done.stdout.strip().splitlines()[-1])
+    assert page.name == "02_signal.html"
+    assert page.stat().st_size > 1e6
+    shutil.rmtree(page.parent)
+
+
 def test_help_names_every_command():
     done = speechlab("--help")
-    for command in ("train", "evaluate", "report", "fetch", "dashboard", "stop", "track", "doctor"):
+    for command in ("train", "evaluate", "report", "corpus", "notebook", "fetch", "dashboard", "stop", "track", "doctor"):
         assert command in done.stdout

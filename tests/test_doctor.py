@@ -49,7 +49,9 @@ def test_too_little_disk_is_bad(offline, monkeypatch):
 
 
 def test_the_record_holds_all_seven_rows():
-    record = provenance.collect(config.load("configs/smoke.yaml"), "reports/x/config.yaml", "ab" * 32, {"name": "tiny.en", "sha256": "cd"})
+    record = provenance.collect(
+        config.load("configs/smoke.yaml"), "reports/x/config.yaml", {"manifest_sha256": "ab" * 32}, {"name": "tiny.en", "sha256": "cd"}
+    )
     assert {"code", "configuration", "data", "weights", "dependencies", "seeds", "hardware"} <= set(record)
     sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     assert record["code"]["git_sha"] == sha

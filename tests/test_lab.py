@@ -1,4 +1,4 @@
-"""JupyterLab in a real browser: open the training notebook, run all of it, watch the board move."""
+"""JupyterLab in a real browser: open a notebook, run all of it, watch the board move, move a slider, decide about a transcript."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 from browser import canvas_pixels, chromium, free_port, watch
 
 from speechlab import runs
+from speechlab.corpora import decisions
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -23,12 +24,9 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture
 def lab(tmp_path, prompts, tiny_en):
-    """JupyterLab over a project folder of its own, with the training notebook set to the smoke config."""
+    """JupyterLab over a project folder of its own; gives the address of a notebook with parameters of the test's."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "notebooks").mkdir()
-    prepare = [str(BIN / "papermill"), str(ROOT / "notebooks/03_train.ipynb"), str(tmp_path / "notebooks/03_train.ipynb"), "--prepare-only"]
-    wanted = ["-p", "config", "configs/smoke.yaml", "-p", "overrides", "training.epochs=3 tracking.enabled=false"]
-    subprocess.run([*prepare, *wanted], check=True, capture_output=True, timeout=60)
     port, token = free_port(), secrets.token_hex(16)
     settings = [f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={tmp_path}", "--LabApp.news_url=None"]
     server = subprocess.Popen(
@@ -46,28 +44,39 @@ def lab(tmp_path, prompts, tiny_en):
         except OSError:
             assert time.monotonic() < deadline, (tmp_path / "lab.log").read_text()
             time.sleep(0.2)
-    yield f"{address}/lab/workspaces/test/tree/notebooks/03_train.ipynb?token={token}", tmp_path
+
+    def prepared(name: str, **parameters: object) -> tuple[str, Path]:
+        command = [str(BIN / "papermill"), str(ROOT / "notebooks" / name), str(tmp_path / "notebooks" / name), "--prepare-only"]
+        wanted = [part for key, value in parameters.items() for part in ("-p", key, str(value))]
+        subprocess.run([*command, *wanted], check=True, capture_output=True, timeout=60)
+        return f"{address}/lab/workspaces/{name}/tree/notebooks/{name}?token={token}", tmp_path
+
+    yield prepared
     server.terminate()
     server.wait(30)
 
 
+def run_all(page, url: str) -> None:
+    """Open a notebook and run all of it."""
+    page.goto(url)
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
+    started = page.locator(".jp-InputPrompt").filter(has_text=re.compile(r"\[(\*|\d+)\]"))
+    for _ in range(6):  # Lab drops what is asked of it before its kernel is connected
+        page.locator("text=Run >> nth=0").click()
+        page.locator("text=Run All Cells >> nth=0").click()
+        page.wait_for_timeout(3000)
+        if started.count():
+            break
+
+
 @pytest.mark.slow
 def test_the_training_notebook_runs_live_in_jupyterlab(lab):
-    url, project = lab
+    url, project = lab("03_train.ipynb", config="configs/smoke.yaml", overrides="training.epochs=3 tracking.enabled=false")
     with chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 1600})
         log = watch(page)
-        page.goto(url)
-        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
-        started = page.locator(".jp-InputPrompt").filter(has_text=re.compile(r"\[(\*|\d+)\]"))
-        for _ in range(6):  # Lab drops what is asked of it before its kernel is connected
-            page.locator("text=Run >> nth=0").click()
-            page.locator("text=Run All Cells >> nth=0").click()
-            page.wait_for_timeout(3000)
-            if started.count():
-                break
-
+        run_all(page, url)
         step = page.locator(".tiles div:has(span:text-is('step')) b").first
         step.wait_for(timeout=180_000)
         (run,) = (runs.Run(p.parent) for p in (project / "reports").glob("*/config.yaml"))
@@ -85,5 +94,42 @@ def test_the_training_notebook_runs_live_in_jupyterlab(lab):
         # the last cells ran: the final board and the validation table
         page.locator("text=Validation on the dev clips").first.wait_for(timeout=120_000)
         assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+        page.screenshot(path=str(project / "lab.png"))
+        assert log.external == []
+
+
+@pytest.mark.slow
+def test_the_signal_notebook_s_sliders_work_in_jupyterlab(lab):
+    url, project = lab("02_signal.ipynb", epochs=1)
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 1600})
+        log = watch(page)
+        run_all(page, url)
+        page.get_by_text("core-seconds an hour").first.wait_for(timeout=240_000)  # the last cell's table
+        page.get_by_text("factor 1.1").first.scroll_into_view_if_needed()
+        handle = page.locator(".noUi-handle").first
+        handle.focus()
+        for _ in range(3):
+            page.keyboard.press("ArrowRight")
+        page.get_by_text("factor 1.25").first.wait_for(timeout=30_000)
+        assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").count() == 0
+        page.screenshot(path=str(project / "lab.png"))
+        assert log.external == []
+
+
+@pytest.mark.slow
+def test_a_transcript_is_decided_about_in_jupyterlab(lab, prompts):
+    url, project = lab("01_corpus.ipynb", heard=8, top=4, decisions="decisions.jsonl")
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 1600})
+        log = watch(page)
+        run_all(page, url)
+        page.get_by_text("manifest " + prompts.manifest_sha256[:12]).first.wait_for(timeout=300_000)  # the last cell's table
+        page.get_by_role("button", name="accept").first.click()
+        page.get_by_text("2 of 4").first.wait_for(timeout=30_000)
+        page.get_by_role("button", name="drop").first.click()
+        page.get_by_text("3 of 4").first.wait_for(timeout=30_000)
+        made = decisions.read(project / "decisions.jsonl")
+        assert [d.verdict for d in made.values()] == ["accept", "drop"]
         page.screenshot(path=str(project / "lab.png"))
         assert log.external == []

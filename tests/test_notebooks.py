@@ -57,6 +57,7 @@ def test_training_leaves_a_whole_run(trained):
     record = trained.provenance
     assert record["weights"]["name"] == "tiny.en"
     assert len(record["data"]["manifest_sha256"]) == 64
+    assert "CC BY-SA" in record["data"]["licence"]
     assert record["command"].startswith("speechlab report --config")
     assert (trained.path.parent / "mlflow.db").exists()
 

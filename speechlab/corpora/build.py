@@ -22,6 +22,7 @@ from speechlab import audio, fetch, formats, pool
 from speechlab.config import CorpusConfig
 from speechlab.corpora.base import PCM, Built, Corpus, Entry, SetAside, assemble, clip, overlap, prepared
 from speechlab.corpora.check import RULES, SET_ASIDE, Finding, Judge, Splitter, counts, inspect
+from speechlab.errors import InputError
 from speechlab.progress import track
 from speechlab.text import normaliser
 from speechlab.units import SAMPLE_RATE
@@ -143,6 +144,10 @@ def prepare(config: CorpusConfig, entries: Entries, licence: str, attribution: s
     Raises:
         InputError: if a split is left empty; the findings say why.
     """
+    if config.check.long == "split":
+        raise InputError("Long clips are cut when a corpus is ingested, not when it is read.",
+                         got="corpus.check.long: split", expected="drop",
+                         do="run speechlab corpus ingest with --set check.long=split, and train on its shards")  # fmt: skip
     census = Census.of(entries())
     limits = config.model_dump(include={"language", "max_seconds", "check"})
     key = hashlib.sha256(f"{RULES}\n{census.digest}\n{json.dumps(limits, sort_keys=True)}".encode()).hexdigest()[:12]

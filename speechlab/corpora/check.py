@@ -243,11 +243,11 @@ class Judge:
         if (rank, id) != (_rank(finding.split), _short(finding.id)):
             return replace(finding, verdict=SET_ASIDE, why="the same samples as another clip, which is kept", parts=())
         remarks = list(finding.remarks)
-        if finding.split in {"train", "dev"}:
-            if "test" in self._texts[_short(normaliser("basic")(finding.text))]:
-                remarks.append("text_in_test")
-            if len(self._speakers) > 1 and "test" in self._speakers.get(finding.speaker, ()):  # one voice is in every split
-                remarks.append("speaker_in_test")
+        nearer = {"train": {"dev", "test"}, "dev": {"test"}}.get(finding.split, set())  # the splits that it would leak into
+        if nearer & self._texts[_short(normaliser("basic")(finding.text))]:
+            remarks.append("shared_text")
+        if len(self._speakers) > 1 and nearer & self._speakers.get(finding.speaker, set()):  # one voice alone is in every split
+            remarks.append("shared_speaker")
         if (rate := _rate(finding)) is not None:
             middle, deviation = self._deviation(finding.language)
             if abs(rate - middle) > self.config.check.rate_deviations * deviation:
