@@ -38,6 +38,7 @@ STOP_GRACE: Seconds = 60.0  # from the first Ctrl-C until the workers are ended 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"}
 RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
+    "RAY_worker_niceness": "0",  # Ray would put training behind whatever else runs here
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a lost worker is noticed in half a second, not two
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one actor and seconds of start-up less
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # how long a restart waits for what a lost worker held

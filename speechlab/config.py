@@ -212,7 +212,7 @@ class TrainingConfig(Section):
 
     epochs: int = Field(3, ge=1)
     batch_seconds: Seconds = Field(60.0, gt=0, description="audio of one optimizer step, padding included")
-    batch_tokens: int = Field(4000, ge=1, description="label tokens of one optimizer step, padding included")
+    batch_tokens: int | None = Field(None, ge=1, description="label tokens of a step, padding included; none is 12 a second of it")
     micro_batches: int = Field(2, ge=1, description="equal parts of a step, dealt to the workers or accumulated")
     precision: Literal["fp32", "bf16"] = "bf16"
     keep_last: int = Field(3, ge=1, description="checkpoints kept besides the best")

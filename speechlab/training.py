@@ -36,6 +36,7 @@ from speechlab.runs import Event, Run, write_atomic
 from speechlab.text import normaliser
 from speechlab.units import SAMPLE_RATE
 
+TOKENS_PER_SECOND = 12  # above any speaking rate: a step with more has a text that is not its clip's
 SAMPLES = 6  # validation clips that the board shows and plays
 
 
@@ -137,7 +138,7 @@ def plan_for(experiment: Experiment, clips: Clips, tokens: Sequence[int] | None 
         micro_batches=t.micro_batches,
         context=experiment.context,
         tokens=_count_tokens(experiment, clips.texts) if tokens is None else tokens,
-        batch_tokens=t.batch_tokens,
+        batch_tokens=t.batch_tokens or round(TOKENS_PER_SECOND * t.batch_seconds),
         stretched=clips.stretched if experiment.augment.speed else None,
     )
 
