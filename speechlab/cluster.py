@@ -33,9 +33,10 @@ from speechlab.units import Seconds
 
 STARTS = 3  # attempts to start Ray here, where it was too slow
 STOP_GRACE: Seconds = 60.0  # from the first Ctrl-C until the workers are ended without their consent
-# glibc keeps what large tensors freed: with blocks from 1 MB mapped on their own a worker stays at 2.0 GB instead
-# of 3.8 after twelve steps, for about a tenth more CPU time. Read when a process starts, so set for those below.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"}
+# glibc keeps what large tensors freed: with blocks from 16 MB mapped on their own a worker stays at 3.2 GB instead of 3.4
+# after twelve steps and takes a fifth less time. From 1 MB on it is 2.6 GB, at one and a half times the time: page
+# faults (reports/LOG.md). Read when a process starts, so set for those below.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "16000000", "MALLOC_TRIM_THRESHOLD_": "16000000"}
 RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
     "RAY_worker_niceness": "0",  # Ray would put training behind whatever else runs here
