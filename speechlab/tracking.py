@@ -22,6 +22,7 @@ from speechlab.runs import Event, Run, write_atomic
 from speechlab.units import Seconds
 
 BATCH = 1000  # metrics MLflow takes in one call
+PARAMS = 50  # for one call; MLflow takes at most 100
 STEP_METRICS = ("loss", "lr", "grad_norm", "clips", "audio_seconds", "padded_seconds", "step_seconds", "wait_seconds", "memory_bytes")
 VALIDATION_METRICS = ("wer", "cer")
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "FAILED"}
@@ -178,7 +179,9 @@ def _describe(client: Any, run: Run, mlflow_run: str) -> None:
         "speechlab.manifest": record.get("data", {}).get("manifest_sha256"),
         "speechlab.weights": record.get("weights", {}).get("sha256"),
     }
-    client.log_batch(mlflow_run, params=params, tags=[RunTag(k, str(v)) for k, v in tags.items() if v])
+    for start in range(0, len(params), PARAMS):
+        client.log_batch(mlflow_run, params=params[start : start + PARAMS])
+    client.log_batch(mlflow_run, tags=[RunTag(k, str(v)) for k, v in tags.items() if v])
     for name in ("config.yaml", "provenance.json"):
         if (run.path / name).exists():
             client.log_artifact(mlflow_run, str(run.path / name))
@@ -186,10 +189,14 @@ def _describe(client: Any, run: Run, mlflow_run: str) -> None:
 
 def flatten(experiment: Experiment) -> dict[str, Any]:
     """The config as ``section.key`` names, for trackers and tables."""
-    flat: dict[str, Any] = {}
-    for key, value in experiment.model_dump().items():
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
+
+    def leaves(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for key, value in values.items():
+            flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        return flat
+
+    return leaves(experiment.model_dump(), "")
 
 
 def _metrics(event: Event) -> list[Any]:

@@ -124,3 +124,17 @@ def test_flatten_names_every_leaf(run):
     assert flat["optim.lr"] == 1e-5
     assert flat["name"] == "smoke"
     assert not any(isinstance(v, dict) for v in flat.values())
+
+
+def test_a_config_with_everything_on_is_recorded_whole(tmp_path):
+    """With augmentation it has about as many leaves as MLflow takes at once."""
+    sections = [f"augment.{name}={{}}" for name in config.AugmentConfig.model_fields]
+    run = runs.Run.create(config.load("configs/smoke.yaml", sections), tmp_path)
+    run.append({"kind": "start", "steps": 3, "resumed_from": None})
+    tracking.catch_up(run)
+    flat = tracking.flatten(run.config)
+    found = recorded(run)[0].data.params
+    assert set(found) == set(flat)
+    assert found["augment.noise.low"] == "10.0"
+    assert found["corpus.check.set_aside"] == "('truncated',)"
+    assert len(flat) > 80
