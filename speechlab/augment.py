@@ -23,6 +23,7 @@ from speechlab.audio import Wave
 from speechlab.config import AugmentConfig, ClippingConfig, CodecConfig, GainConfig, NoiseConfig, RoomConfig, home
 from speechlab.effects import background, clip, code, gain, make_room, noise, reverberation, room, sped, speed
 from speechlab.errors import InputError
+from speechlab.formats import SUFFIXES
 from speechlab.units import FULL_CONTEXT, SAMPLE_RATE, Samples
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ __all__ = [
 
 ORDER = ("speed", "room", "noise", "gain", "clipping", "codec")  # of the waveform transforms: AugmentConfig's own
 BANDS = 80  # in which SpecAugment's widths are given, whatever the front end has
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma", ".webm"})
 
 
 @dataclass(frozen=True)
@@ -240,10 +240,10 @@ def _intervals(rng: np.random.Generator, count: int, width: int, whole: int) -> 
 def _recordings(root: str) -> tuple[str, ...]:
     """All audio files under a folder by name, sorted, so that a draw means the same file on every machine."""
     folder = home() / Path(root).expanduser()
-    paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+    paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not paths:
         got = f"{folder}: {'no audio in it' if folder.is_dir() else 'no such folder'}"
-        raise InputError("There is no noise to add.", got=got, expected=f"a folder of {', '.join(sorted(AUDIO_SUFFIXES))}",
+        raise InputError("There is no noise to add.", got=got, expected=f"a folder of {', '.join(sorted(SUFFIXES))}",
                          do="set augment.noise.root, or leave it out for Gaussian noise")  # fmt: skip
     return tuple(str(folder / path) for path in paths)
 

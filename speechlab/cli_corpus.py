@@ -85,15 +85,13 @@ def _splitter(settings: configs.CorpusConfig, model: str) -> Callable[[], Splitt
 
 
 def _show_counts(total: dict[str, dict[str, int]]) -> None:
+    from speechlab.corpora.check import listed
+
     rows = sum(total["verdict"].values())
     shown = Table("", "clips", "share")
-    for verdict, kind in (("accepted", ""), ("repaired", "repair"), ("set aside", "why"), ("remarked on", "remark")):
-        if kind != "remark":
-            count = total["verdict"][verdict]
-            shown.add_row(verdict, str(count), f"{100 * count / max(rows, 1):.1f} %", style="bold")
-        elif total["remark"]:
-            shown.add_row(verdict, "", "", style="bold")
-        for name, count in total.get(kind, {}).items():
-            shown.add_row(Text(f"  {name}"), str(count), f"{100 * count / max(rows, 1):.1f} %")
-    shown.add_row("in all", str(rows), "")
+    for kind, name, count in listed(total):
+        share = f"{100 * count / max(rows, 1):.1f} %"
+        shown.add_row(
+            Text(name if kind in {"verdict", "remark"} else f"  {name}"), str(count), share, style="bold" if kind == "verdict" else ""
+        )
     out.print(shown)

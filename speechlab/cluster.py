@@ -186,8 +186,7 @@ def _alone(experiment: Experiment) -> Any:
 
 
 def _drive_ray(run: Run, experiment: Experiment, interrupts: list[float], quiet: bool) -> None:
-    for name, value in (RAY | MALLOC).items():  # before the imports below
-        os.environ.setdefault(name, value)
+    _set_environment()  # before the imports below
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -262,8 +261,7 @@ def start_ray(address: str | None, *, cores: int, quiet: bool = True) -> None:
     Raises:
         InputError: if it cannot be reached or started.
     """
-    for name, value in (RAY | MALLOC).items():  # read by Ray when it is imported, and handed on to its workers
-        os.environ.setdefault(name, value)
+    _set_environment()
     import ray
 
     if address is not None:
@@ -289,6 +287,12 @@ def start_ray(address: str | None, *, cores: int, quiet: bool = True) -> None:
         ) from None
     with suppress(OSError):
         (Path.home() / ".ray" / "auth_token").chmod(0o600)  # Ray writes it readable to all
+
+
+def _set_environment() -> None:
+    """What Ray reads when it is imported, and hands on to its controller and workers."""
+    for name, value in (RAY | MALLOC).items():
+        os.environ.setdefault(name, value)
 
 
 def _knock(address: str | None) -> None:

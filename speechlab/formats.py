@@ -30,6 +30,9 @@ import soundfile  # type: ignore[import-untyped]
 from speechlab.errors import InputError, did_you_mean
 from speechlab.units import Hertz, Samples, Seconds
 
+SUFFIXES = frozenset(
+    {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".sph", ".aif", ".aiff", ".g722", ".amr", ".wma", ".mp4"}
+)
 HEADERLESS = ("g722",)  # formats that must be named, or are by the file's suffix
 MAX_SECONDS: Seconds = 6 * 3600  # of what is decoded at once: 1.4 GB at 16 kHz
 MAX_VALUES = 2**29  # samples times channels that are kept at once at the file's own rate: 2 GiB

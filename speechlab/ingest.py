@@ -20,16 +20,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from speechlab import audio, cluster, pool
+from speechlab import cluster, pool
 from speechlab.config import CorpusConfig
 from speechlab.corpora import shards
-from speechlab.corpora.base import PCM, Entry, clip
-from speechlab.corpora.build import Census, Entries, write_findings
+from speechlab.corpora.base import Entry
+from speechlab.corpora.build import Census, Entries, cuts_of, write_findings
 from speechlab.corpora.check import RULES, SET_ASIDE, Finding, Judge, Splitter, counts, inspect
 from speechlab.errors import InputError
 from speechlab.progress import bar
 from speechlab.runs import write_atomic
-from speechlab.units import SAMPLE_RATE
 
 BLOCK = 500  # entries of a shard: some tens of MB of FLAC
 DEATHS = 2  # of a worker over the same entry, after which the entry is to blame
@@ -113,29 +112,17 @@ def _shard(row: dict[str, Any], out: str, config: CorpusConfig, splitter: Callab
         for index, entry in enumerate(_entries(folder, number)):
             key = str(index)
             if deaths.get(key, 0) >= DEATHS:
-                finding, wave_N = Finding(entry.id, SET_ASIDE, "its audio crashed the decoder", text=entry.text, split=entry.split), None
+                finding, wave_N = Finding.crashed(entry), None
             else:
                 journal.write_text(json.dumps(deaths | {key: deaths.get(key, 0) + 1}))
                 finding, wave_N = inspect(entry, config, _made(splitter) if splitter else None)
             rows.append(finding.row())
             if wave_N is not None:
-                for cut, part_N in _clips(entry, finding, wave_N):
+                for cut, part_N in cuts_of(entry, finding, wave_N=wave_N, named=shards.member):
                     shard.write(cut, part_N)
     write_findings(_findings(folder, number), rows)
     journal.unlink(missing_ok=True)
     return {"rows": len(rows)}
-
-
-def _clips(entry: Entry, finding: Finding, wave_N: audio.Wave) -> Iterator[tuple[Any, audio.Wave]]:
-    parts = finding.parts or ((0.0, len(wave_N) / SAMPLE_RATE, finding.text),)
-    for number, (start, end, text) in enumerate(parts, 1):
-        part_N = wave_N[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
-        digest = PCM + audio.pcm_sha256(part_N) if finding.parts else finding.digest
-        name = shards.member(f"{entry.id}#{number}" if finding.parts else entry.id)
-        cut = clip(name, "", len(part_N), text, finding.speaker, finding.language, finding.split, digest, entry.columns)
-        if isinstance(entry.audio, Path):
-            cut.custom["source"] = {"path": str(entry.audio), "rate": finding.rate, "start": (entry.start or 0.0) + start}
-        yield cut, part_N
 
 
 def _finish(out: Path, config: CorpusConfig, census: Census, state: dict[str, Any], blocks: range) -> dict[str, dict[str, int]]:
@@ -165,8 +152,7 @@ def _finish(out: Path, config: CorpusConfig, census: Census, state: dict[str, An
                 for finding in judged(number):
                     f.write(json.dumps(finding.row(), ensure_ascii=False) + "\n")
                     if finding.verdict != SET_ASIDE:
-                        ids = [f"{finding.id}#{n + 1}" for n in range(len(finding.parts))] or [finding.id]
-                        keep |= {shards.member(id): {"split": finding.split} for id in ids}
+                        keep |= {shards.member(id): {"split": finding.split} for id, *_ in finding.pieces}
                 yield from shards.list_clips(out, number, keep)
 
     part = out / "findings.jsonl.part"

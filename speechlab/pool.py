@@ -18,6 +18,7 @@ from itertools import islice
 from typing import TypeVar
 
 AHEAD = 4  # items in flight for each process
+FEW = 100  # items up to which other processes are not worth their start
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,6 +31,11 @@ class Crashed(RuntimeError):
 def cores() -> int:
     """Processors that this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def workers_for(count: int) -> int:
+    """Processes for so many items: none of their own for a few, else one for each core."""
+    return 0 if count < FEW else cores()
 
 
 def over(work: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> Iterator[tuple[Item, Result | Crashed]]:

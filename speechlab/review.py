@@ -21,10 +21,10 @@ import panel as pn
 from speechlab import audio, corpora
 from speechlab.corpora import decisions
 from speechlab.corpora.base import Entry
-from speechlab.corpora.check import SET_ASIDE, Finding
+from speechlab.corpora.check import SET_ASIDE, Finding, listed
 from speechlab.errors import InputError
 from speechlab.markup import CSS, LEGEND, Html, alignment_html, player_html, samples_html, table_html
-from speechlab.text import normaliser
+from speechlab.text import normaliser_for
 
 SHOWN = 3  # clips a remark or reason
 REVIEW_CSS = CSS + ":host { display: block; width: 100%; } .place { opacity: .8; } .said { font-size: 1.15em; margin: .4em 0; }"
@@ -36,13 +36,9 @@ def counts_html(total: Mapping[str, Mapping[str, int]]) -> Html:
     Args:
         total: From :func:`speechlab.corpora.check.counts`.
     """
-    rows = []
+    shape = {"verdict": Html("<b>{}</b>"), "remark": Html("{}")}
+    rows = [(shape.get(kind, Html("&emsp;{}")).format(name), count) for kind, name, count in listed(total)]
     clips = sum(total["verdict"].values())
-    for verdict, kind in (("accepted", ""), ("repaired", "repair"), ("set aside", "why")):
-        rows.append((Html("<b>{}</b>").format(verdict), total["verdict"][verdict]))
-        rows += [(Html("&emsp;{}").format(name), count) for name, count in total.get(kind, {}).items()]
-    rows.append((Html("<b>in all</b>"), clips))
-    rows += [(Html("remarked: {}").format(name), count) for name, count in total["remark"].items()]
     table = pd.DataFrame(rows, columns=["", "clips"], dtype=object)
     table["share"] = [count / max(clips, 1) for count in table["clips"]]
     return table_html(table, {"clips": "{:d}", "share": "{:.1%}"})
@@ -108,7 +104,7 @@ class Review(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
     def __init__(self, table: pd.DataFrame, cuts: Iterable[Any], path: Path, language: str = "en", top: int = 50, **params: Any) -> None:
         super().__init__(**params)
         self.rows: Sequence[Mapping[str, Any]] = [] if table.empty else table.head(top).to_dict("records")  # type: ignore[assignment]
-        self.path, self.rules = path, normaliser("english" if language == "en" else "basic")
+        self.path, self.rules = path, normaliser_for(language)
         wanted = {row["id"] for row in self.rows}
         self._cuts = {cut.id: cut for cut in cuts if cut.id in wanted}
 

@@ -80,6 +80,15 @@ def normaliser(name: str) -> Normaliser:
     return Normaliser(name, version("whisper-normalizer"), digest.hexdigest()[:16], apply)
 
 
+def normaliser_for(language: str) -> Normaliser:
+    """The one under which texts of a language are compared: ``english``, or ``basic`` for all others.
+
+    Args:
+        language: BCP-47.
+    """
+    return normaliser("english" if language == "en" else "basic")
+
+
 def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 

@@ -34,9 +34,8 @@ from speechlab.models import weights
 from speechlab.plan import Micro, Plan, Step
 from speechlab.runs import Event, Run, write_atomic
 from speechlab.text import normaliser
-from speechlab.units import SAMPLE_RATE
+from speechlab.units import SAMPLE_RATE, TOKENS_PER_SECOND
 
-TOKENS_PER_SECOND = 12  # above any speaking rate: a step with more has a text that is not its clip's
 SAMPLES = 6  # validation clips that the board shows and plays
 
 
@@ -145,9 +144,7 @@ def plan_for(experiment: Experiment, clips: Clips, tokens: Sequence[int] | None 
 
 def _count_tokens(experiment: Experiment, texts: list[str]) -> list[int]:
     config = experiment.model
-    start = weights.resolve(config.family, config.weights, config.revision)
-    counts: list[int] = models.load(config.family, str(start.path), experiment.corpus.language).count_tokens(texts)
-    return counts
+    return models.count_tokens(config.family, weights.resolve(config.family, config.weights, config.revision).path, texts)
 
 
 def train(experiment: Experiment, corpus: corpora.Corpus, start: str, run: Run, world: World | None = None) -> Iterator[Event]:

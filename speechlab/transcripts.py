@@ -24,7 +24,7 @@ import torch
 from speechlab import batches, corpora, decoding
 from speechlab.errors import InputError, did_you_mean
 from speechlab.scoring import score
-from speechlab.text import Normaliser, normaliser
+from speechlab.text import Normaliser, normaliser_for
 
 SCORES = ("nats", "margin", "cer")
 
@@ -67,7 +67,7 @@ def check(
         raise InputError("There are no transcripts to check.", got="0 clips", expected="at least one", do="check the split and its limit")
     by_id = {cut.id: cut for cut in cuts}
     rows: list[dict[str, Any]] = []
-    rules = normaliser("english" if language == "en" else "basic")
+    rules = normaliser_for(language)
     for part in decoding.decode(model, cuts, context="full", batch_size=batch_size, precision=precision, device=device):
         texts = [(d.reference, d.hypothesis) for d in part]
         doubts = _doubts(model, [by_id[d.id] for d in part], texts, precision, device)

@@ -28,6 +28,7 @@ Bytes: TypeAlias = int
 
 SAMPLE_RATE: Hertz = 16_000  # what every model of the lab hears
 FULL_CONTEXT: Seconds = 30.0  # what Whisper was trained on
+TOKENS_PER_SECOND = 12  # of text, above any speaking rate
 
 
 def exact_div(x: int, y: int) -> int:

@@ -260,10 +260,8 @@ def assemble(name: str, language: str, licence: str, attribution: str, built: Bu
             raise InputError(f"The {split} split of {name} is empty.", got=f"{len(long)} clips over max_seconds {max_seconds:g}",
                              expected="at least one clip", do="raise max_seconds, or see set_aside for what was left out")  # fmt: skip
         cuts[split] = CutSet.from_cuts(sorted(kept, key=lambda cut: cut.id))
-    lines = manifest([cut for split in SPLITS for cut in cuts[split]])
-    digest = hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
     set_aside.sort(key=lambda row: row.id)
-    return Corpus(name, language, cuts, licence, attribution, set_aside, {**notes, "beyond_limit": beyond}, digest)
+    return Corpus(name, language, cuts, licence, attribution, set_aside, {**notes, "beyond_limit": beyond}, _identity(cuts))
 
 
 def changed(
@@ -279,11 +277,15 @@ def changed(
     for split in SPLITS:
         if not cuts[split]:
             raise InputError(f"The {split} split of {corpus.name} is empty.", got="0 clips", expected="at least one clip")
-    lines = manifest([cut for split in SPLITS for cut in cuts[split]])
-    digest = hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
     aside = sorted([*corpus.set_aside, *set_aside], key=lambda row: row.id)
     sets = {split: CutSet.from_cuts(cuts[split]) for split in SPLITS}
-    return replace(corpus, cuts=sets, set_aside=aside, notes={**corpus.notes, **(notes or {})}, manifest_sha256=digest)
+    return replace(corpus, cuts=sets, set_aside=aside, notes={**corpus.notes, **(notes or {})}, manifest_sha256=_identity(sets))
+
+
+def _identity(cuts: dict[str, CutSet]) -> str:
+    """SHA-256 over the lines of the manifest, each ended by a newline."""
+    lines = manifest([cut for split in SPLITS for cut in cuts[split]])
+    return hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
 
 
 def overlap(cuts: Sequence[MonoCut], key: Callable[[str], str]) -> set[str]:

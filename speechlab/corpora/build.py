@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from speechlab import audio, fetch, formats, pool
+from speechlab import audio, fetch, pool
 from speechlab.config import CorpusConfig
 from speechlab.corpora.base import PCM, Built, Corpus, Entry, SetAside, assemble, clip, overlap, prepared
 from speechlab.corpora.check import RULES, SET_ASIDE, Finding, Judge, Splitter, counts, inspect
@@ -27,7 +27,6 @@ from speechlab.progress import track
 from speechlab.text import normaliser
 from speechlab.units import SAMPLE_RATE
 
-FEW = 100  # entries up to which other processes are not worth their start
 SPEAKERS = 10  # from so many on, a corpus without splits is split by speaker
 SHARE = 0.1  # of test, and of dev, in such a split
 FEW_ROWS, LARGER_SHARE = 200, 0.2  # below so many rows a tenth might be nothing
@@ -117,18 +116,17 @@ def examine(
     census = census or Census.of(entries())
     judge, found = Judge(config), []
     work = partial(_work, config=config, folder=folder, splitter=splitter)
-    workers = 0 if splitter is not None or census.rows < FEW else None
+    workers = 0 if splitter is not None else pool.workers_for(census.rows)
     rows = pool.over(work, map(census.split, entries()), workers)
     for entry, finding in track(rows, "checking clips", census.rows):
         if isinstance(finding, pool.Crashed):
-            finding = Finding(entry.id, SET_ASIDE, "its audio crashed the decoder", text=entry.text, split=entry.split)
+            finding = Finding.crashed(entry)
         judge.show(finding)
         found.append((replace(entry, audio=None) if isinstance(entry.audio, bytes) else entry, finding))
     for entry, finding in found:
         final = judge.verdict(finding)
         if folder is not None and final.verdict == SET_ASIDE != finding.verdict:
-            for part in range(max(1, len(finding.parts))):
-                stored(folder, entry, part).unlink(missing_ok=True)
+            stored(folder, entry).unlink(missing_ok=True)
         yield entry, final
 
 
@@ -159,7 +157,9 @@ def prepare(config: CorpusConfig, entries: Entries, licence: str, attribution: s
             if finding.verdict == SET_ASIDE:
                 aside.append(SetAside(entry.id, finding.why))
             else:
-                cuts += cuts_of(entry, finding, folder)
+                path = stored(folder, entry)
+                ((cut, _),) = cuts_of(entry, finding, str(path.relative_to(folder)) if path.exists() else str(entry.audio))
+                cuts.append(cut)
         write_findings(folder / "findings.jsonl", rows)
         notes = {
             "rows": census.rows,
@@ -173,34 +173,31 @@ def prepare(config: CorpusConfig, entries: Entries, licence: str, attribution: s
     return assemble(config.name, config.language, licence, attribution, prepared(kept, make), config.max_seconds, config.limit)
 
 
-def cuts_of(entry: Entry, finding: Finding, folder: Path) -> list[Any]:
-    """The clips that an accepted entry became: one, or its parts.
+def cuts_of(
+    entry: Entry, finding: Finding, where: str = "", wave_N: audio.Wave | None = None, named: Callable[[str], str] = str
+) -> Iterator[tuple[Any, Any]]:
+    """The clips that an accepted entry became: one, or its parts, each with its samples.
 
     Args:
         entry: As found.
         finding: Not set aside.
-        folder: That :func:`examine` wrote to.
+        where: The file of a clip that is whole.
+        wave_N: What :func:`speechlab.corpora.check.inspect` gave; parts cannot be described without it.
+        named: What the clips' ids become.
     """
-    said = {"speaker": finding.speaker, "language": finding.language, "split": finding.split, "columns": entry.columns}
-    assert finding.measures is not None, "it was read"
-    cuts = []
-    for number, (start, end, text) in enumerate(finding.parts or [(0.0, finding.measures.seconds, finding.text)]):
-        path = stored(folder, entry, number)
-        there = path.exists()
-        samples = round(end * SAMPLE_RATE) - round(start * SAMPLE_RATE)
-        digest = PCM + audio.pcm_sha256(audio.decode(path)) if finding.parts else finding.digest
-        id, where = f"{entry.id}#{number + 1}" if finding.parts else entry.id, str(path.relative_to(folder) if there else entry.audio)
-        cut = clip(id, where, samples, text, digest=digest, **said)  # type: ignore[arg-type]
-        if there and isinstance(entry.audio, Path):
-            cut.custom["source"] = {"path": str(entry.audio), "rate": finding.rate, "start": (entry.start or 0.0) + start}
-        cuts.append(cut)
-    return cuts
+    for id, first, stop, text in finding.pieces:
+        part_N = None if wave_N is None else wave_N[first:stop]
+        digest = PCM + audio.pcm_sha256(part_N) if finding.parts and part_N is not None else finding.digest
+        cut = clip(named(id), where, stop - first, text, finding.speaker, finding.language, finding.split, digest, entry.columns)
+        if isinstance(entry.audio, Path) and where != str(entry.audio):
+            cut.custom["source"] = {"path": str(entry.audio), "rate": finding.rate, "start": (entry.start or 0.0) + first / SAMPLE_RATE}
+        yield cut, part_N
 
 
-def stored(folder: Path, entry: Entry, part: int) -> Path:
+def stored(folder: Path, entry: Entry) -> Path:
     """Where the audio of an entry is written: ids are from outside, so the name is their hash."""
     name = hashlib.sha256(entry.id.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-    return folder / "audio" / name[:2] / (f"{name}-{part + 1}.flac" if part else f"{name}.flac")
+    return folder / "audio" / name[:2] / f"{name}.flac"
 
 
 def title(config: CorpusConfig) -> str:
@@ -221,26 +218,16 @@ def write_findings(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def _work(entry: Entry, config: CorpusConfig, folder: Path | None, splitter: Splitter | None) -> Finding:
     """Inspect an entry and write its audio, where it cannot be read as it lies."""
     finding, wave_N = inspect(entry, config, splitter)
-    if folder is None or wave_N is None:
-        return finding
-    if finding.parts:
-        pieces = [wave_N[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)] for start, end, _ in finding.parts]
-    elif _as_it_lies(entry, finding):
-        return finding
-    else:
-        pieces = [wave_N]
-    for number, piece in enumerate(pieces):
-        path = stored(folder, entry, number)
+    if folder is not None and wave_N is not None and not _as_it_lies(entry, finding):
+        path = stored(folder, entry)
         path.parent.mkdir(parents=True, exist_ok=True)
-        audio.save_flac(path, piece)
+        audio.save_flac(path, wave_N)
     return finding
 
 
 def _as_it_lies(entry: Entry, finding: Finding) -> bool:
-    mended = [repair for repair in finding.repairs if "text" not in repair]
-    if not isinstance(entry.audio, Path) or entry.start is not None or mended or finding.channels != 1 or finding.rate != SAMPLE_RATE:
-        return False
-    return formats.probe(entry.audio, entry.format).format in LOSSLESS
+    native = isinstance(entry.audio, Path) and entry.start is None and (finding.rate, finding.channels) == (SAMPLE_RATE, 1)
+    return native and finding.container in LOSSLESS and all("text" in repair for repair in finding.repairs)
 
 
 def _stamp(path: Path | None) -> str:

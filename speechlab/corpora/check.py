@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import math
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from speechlab.corpora.base import PCM, Entry
 from speechlab.errors import InputError
 from speechlab.measures import Measures, measure
 from speechlab.text import normaliser
-from speechlab.units import SAMPLE_RATE, Seconds
+from speechlab.units import SAMPLE_RATE, Samples, Seconds
 
 ACCEPTED, REPAIRED, SET_ASIDE = VERDICTS = ("accepted", "repaired", "set aside")
 RULES = "1"  # changes when the same clip would be judged otherwise
@@ -52,6 +52,7 @@ class Finding:
         language: As in the entry.
         split: As in the entry.
         claimed: Duration that the corpus gives, in seconds.
+        container: What the file is, as :class:`speechlab.formats.Probe` names it.
         rate: Of the file, in Hz; 0 if it could not be read.
         channels: Of the file.
         measures: None if the audio could not be read.
@@ -70,6 +71,7 @@ class Finding:
     language: str = ""
     split: str = ""
     claimed: Seconds | None = None
+    container: str = ""
     rate: int = 0
     channels: int = 0
     measures: Measures | None = None
@@ -82,6 +84,19 @@ class Finding:
         values = asdict(self)
         values |= values.pop("measures") or {}
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+
+    @property
+    def pieces(self) -> list[tuple[str, Samples, Samples, str]]:
+        """Id, first sample, the one after the last, and text of each clip that it becomes: itself, or its parts."""
+        assert self.measures is not None, "it was read"
+        if not self.parts:
+            return [(self.id, 0, round(self.measures.seconds * SAMPLE_RATE), self.text)]
+        return [(f"{self.id}#{n}", round(a * SAMPLE_RATE), round(b * SAMPLE_RATE), text) for n, (a, b, text) in enumerate(self.parts, 1)]
+
+    @classmethod
+    def crashed(cls, entry: Entry) -> Finding:
+        """That of an entry whose audio brought down the process that looked at it."""
+        return cls(entry.id, SET_ASIDE, "its audio crashed the decoder", text=entry.text, split=entry.split)
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Finding:
@@ -130,7 +145,7 @@ def inspect(entry: Entry, config: CorpusConfig, splitter: Splitter | None = None
         return aside(_line(e))
     except Exception as e:  # a decoder's own failure is that clip's, not the run's
         return aside(f"unreadable audio: {type(e).__name__}: {e}"[:300])
-    known |= {"rate": header.rate, "channels": header.channels}
+    known |= {"container": header.format, "rate": header.rate, "channels": header.channels}
     limits = config.check
     if (peak := float(np.abs(wave_N).max())) > 1.0 + 1e-4 and header.subtype in {"FLOAT", "DOUBLE"}:
         wave_N = wave_N / peak
@@ -282,6 +297,19 @@ def counts(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
     for kind in ("why", "repair", "remark"):
         total[kind] = dict(sorted(total[kind].items(), key=lambda kv: (-kv[1], kv[0])))
     return total
+
+
+def listed(total: Mapping[str, Mapping[str, int]]) -> Iterator[tuple[str, str, int]]:
+    """The counts of :func:`counts` in the order people read them: kind, name and number.
+
+    Yields:
+        Kind is a ``verdict``; the ``repair`` or ``why`` of the verdict before it; or a ``remark``, behind ``in all``.
+    """
+    for verdict, kind in ((ACCEPTED, ""), (REPAIRED, "repair"), (SET_ASIDE, "why")):
+        yield "verdict", verdict, total["verdict"][verdict]
+        yield from ((kind, name, count) for name, count in total.get(kind, {}).items())
+    yield "verdict", "in all", sum(total["verdict"].values())
+    yield from (("remark", f"remarked: {name}", count) for name, count in total["remark"].items())
 
 
 def _channel(sound: formats.Sound) -> tuple[int | None, list[str]]:

@@ -26,7 +26,6 @@ from speechlab.progress import track
 from speechlab.units import SAMPLE_RATE, Decibels
 
 BLOCK = 0.4  # seconds over which BS.1770 gates; shorter clips are one block
-FEW = 100  # clips up to which other processes are not worth their start
 
 
 def conditioned(corpus: Corpus, config: CorpusConfig) -> Corpus:
@@ -47,7 +46,7 @@ def conditioned(corpus: Corpus, config: CorpusConfig) -> Corpus:
     with fetch.locked(kept):
         if not kept.exists():
             work = partial(_numbers, trim=config.trim, level=config.level, level_db=config.level_db)
-            done = track(pool.over(work, cuts, 0 if len(cuts) < FEW else None), "measuring clips", len(cuts))
+            done = track(pool.over(work, cuts, pool.workers_for(len(cuts))), "measuring clips", len(cuts))
             part = kept.with_suffix(".part")
             part.write_text(json.dumps({cut.id: numbers for cut, numbers in done}))
             part.replace(kept)

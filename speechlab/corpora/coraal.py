@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from speechlab.corpora.base import Entry
-from speechlab.corpora.fields import AUDIO, located, number, told_apart, walk
+from speechlab.corpora.fields import located, number, told_apart, walk
 from speechlab.corpora.rows import Row, lines, records, shown
 from speechlab.errors import InputError
+from speechlab.formats import SUFFIXES
 
 LICENCE = "CC BY-NC-SA 4.0 (https://creativecommons.org/licenses/by-nc-sa/4.0/)"
 ATTRIBUTION = "The Corpus of Regional African American Language, T. Kendall and C. Farrington, 2023 (oraal.uoregon.edu/coraal)"
@@ -62,7 +63,7 @@ def _found(root: Path) -> tuple[dict[str, Path], dict[str, Path], dict[str, Path
     for folder, names in walk(root):
         for path in (folder / name for name in names):
             kind = path.suffix.lower()
-            if kind in AUDIO:
+            if kind in SUFFIXES:
                 sounds.setdefault(path.stem, path)
             elif kind == ".textgrid":
                 grids.setdefault(path.stem, path)

@@ -29,8 +29,6 @@ from speechlab.units import Seconds
 
 DAY: Seconds = 86_400.0  # no recording, and no place in one, lies beyond it
 LONGEST_ID = 1_000
-AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".sph", ".aif", ".aiff", ".g722", ".amr", ".wma", ".mp4"}
-HEADERLESS = {".g722": "g722"}  # FFmpeg's name, where the content does not tell
 SPLIT_NAMES = {"train": "train", "training": "train", "dev": "dev", "devel": "dev", "valid": "dev", "validation": "dev", "val": "dev",
                "test": "test", "testing": "test", "eval": "test", "evaluation": "test"}  # fmt: skip
 # what tables call their columns; the first that is there counts
@@ -248,7 +246,7 @@ def split_of(name: str) -> str:
 
 
 def told_apart(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """The same entries: every id but the first of its kind noted, texts that are no Unicode made so and noted, formats named."""
+    """The same entries: every id but the first of its kind noted, texts that are no Unicode made so and noted."""
     seen: set[int] = set()
     for found in entries:
         problems = [found.problem] if found.problem else []
@@ -257,8 +255,6 @@ def told_apart(entries: Iterable[Entry]) -> Iterator[Entry]:
             columns = {_mended(name): _mended(value) for name, value in found.columns.items()}
             found = replace(found, id=_mended(found.id), text=_mended(found.text), speaker=_mended(found.speaker), columns=columns)
             problems.append("half a UTF-16 pair; expected Unicode text")
-        if found.format is None and isinstance(found.audio, Path) and found.audio.suffix.lower() in HEADERLESS:
-            found = replace(found, format=HEADERLESS[found.audio.suffix.lower()])
         if len(found.id) > LONGEST_ID:
             problems.append(f"an id of {len(found.id):,} characters; expected at most {LONGEST_ID:,}")
             found = replace(found, id=found.id[:LONGEST_ID])

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from speechlab.corpora.base import Entry
-from speechlab.corpora.fields import AUDIO, located, split_of, walk
+from speechlab.corpora.fields import located, split_of, walk
 from speechlab.corpora.rows import lines
+from speechlab.formats import SUFFIXES
 
 BESIDE = (".txt", ".lab")
 LONGEST_TEXT = 100  # lines of a transcript
@@ -31,7 +32,7 @@ def has_pairs(root: Path) -> bool:
     for _, files in walk(root):
         if any(map(is_listing, files)):
             return True
-        stems = {Path(name).stem for name in files if Path(name).suffix.lower() in AUDIO}
+        stems = {Path(name).stem for name in files if Path(name).suffix.lower() in SUFFIXES}
         if any(Path(name).stem in stems for name in files if Path(name).suffix.lower() in BESIDE):
             return True
     return False
@@ -55,7 +56,7 @@ def _folder(folder: Path, names: list[str], root: Path, language: str, split: st
     spare: list[tuple[str, str]] = []
     for name in names:
         stem, suffix = Path(name).stem, Path(name).suffix.lower()
-        if suffix in AUDIO:
+        if suffix in SUFFIXES:
             if stem in sounds:
                 spare.append((name, f"another recording of that name stands beside it: {sounds[stem]}"))
             sounds.setdefault(stem, name)

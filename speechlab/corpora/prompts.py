@@ -25,7 +25,7 @@ from speechlab.corpora.base import PCM, Built, Corpus, SetAside, assemble, clip,
 from speechlab.corpora.voices import Source, find
 from speechlab.errors import InputError
 from speechlab.progress import track
-from speechlab.text import Normaliser, normaliser
+from speechlab.text import normaliser_for
 from speechlab.units import Seconds
 
 TEST, DEV = 0.22, 0.10  # shares of the texts; of the English clips under 30 s they are 127 and 52, and leave 360
@@ -62,7 +62,7 @@ def prepare(
     source = find(language, voice, band)
     home = fetch.cache() / "corpora" / "prompts" / source.name
     sums_text = source.sums
-    key = hashlib.sha256(f"{RULES}\n{rules(language).identity}\n{sums_text}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{RULES}\n{normaliser_for(language).identity}\n{sums_text}".encode()).hexdigest()[:12]
 
     sums = fetch.read_sums(sums_text)
     if root and (bad := fetch.verify(Path(root), sums)):
@@ -76,14 +76,9 @@ def prepare(
     return assemble("prompts", language, source.licence, source.attribution, built, max_seconds, limit)
 
 
-def rules(language: str) -> Normaliser:
-    """The normaliser under which two texts of a language are equal."""
-    return normaliser("english" if language == "en" else "basic")
-
-
 def split_of(text: str, language: str = "en") -> str:
     """The split a text belongs to: SHA-256 of its normalised form, read as a number from 0 to 1, against the shares."""
-    digest = hashlib.sha256(rules(language)(text).encode()).digest()
+    digest = hashlib.sha256(normaliser_for(language)(text).encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     return "test" if place < TEST else "dev" if place < TEST + DEV else "train"
 
@@ -147,7 +142,7 @@ def build(files: Path, folder: Path, source: Source) -> Built:
         audio.save_flac(folder / path, wave_N)
         split, digest = split_of(text, source.language), PCM + audio.pcm_sha256(wave_N)
         cuts.append(clip(id, path, len(wave_N), text, source.speaker, source.language, split, digest))
-    dropped = overlap(cuts, rules(source.language))
+    dropped = overlap(cuts, normaliser_for(source.language))
     set_aside += [SetAside(cut.id, "its text stands in the test split") for cut in cuts if cut.id in dropped]
     known = {files / f"{key}{source.suffix}" for key in times}
     notes = {
@@ -165,7 +160,7 @@ def unusable(text: str, language: str = "en") -> str:
         return "the transcript is empty"
     if re.search(r"\[.*\]", text):
         return f"the transcript marks a tone or a sign, not just speech: {text}"
-    if not any(map(str.isalnum, rules(language)(text))):
+    if not any(map(str.isalnum, normaliser_for(language)(text))):
         return f"the transcript has no words once it is normalised: {text}"
     if language in DOUBTFUL and re.search(DOUBTFUL[language], text):
         return f"the transcript leaves open what is heard: {text}"

@@ -1,8 +1,8 @@
 """Corpora as lhotse Shar: FLAC in tar files beside their cuts, for speech that is too much for one file a clip.
 
 Notable: plain lhotse reads the folder ``shards`` from front to back; the lab's plan wants any clip at any time, so
-``corpus.jsonl.gz`` above it says where in its tar each clip that passed the check begins. Member names are made from ids that come from
-outside: whatever is more than letters, digits and single slashes is replaced.
+``corpus.jsonl.gz`` above it says where in its tar each clip that passed the check begins. Member names are made from
+ids that come from outside: whatever is more than letters, digits and single slashes is replaced.
 
 Not covered: shards behind addresses (``pipe:``, S3), compressed tars.
 """

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from speechlab.corpora.base import Entry
-from speechlab.corpora.fields import AUDIO, PATH, TEXT, Lookup, entry, split_of, walk
+from speechlab.corpora.fields import PATH, TEXT, Lookup, entry, split_of, walk
 from speechlab.corpora.rows import Row, json_lines, lines, records, shown
 from speechlab.errors import InputError
+from speechlab.formats import SUFFIXES
 
 KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 BATCH = 16  # rows of Parquet, each of which may hold a recording
@@ -48,32 +49,25 @@ def read(path: Path, root: Path, language: str) -> Iterator[Entry]:
     elif kind == "jsonl":
         rows = json_lines(path)
     else:
-        separator = "\t" if kind == "tsv" else separator_of(path)
+        separator = separator_of(path, "\t" if kind == "tsv" else ",;\t|")
         rows = records(path, separator, quoted=separator != "\t")
-        _known_columns(path, separator)
     for row in rows:
         yield entry(row, root, (path.parent,), language, split, typed=kind not in {"csv", "tsv"})
 
 
-def separator_of(path: Path) -> str:
-    """The separator of a CSV file: the first of ``, ; tab |`` under which its header has audio and text.
+def separator_of(path: Path, candidates: str = ",;\t|") -> str:
+    """The separator of a table: the first of the candidates under which its header has audio and text.
 
     Raises:
         InputError: if there is none.
     """
     first = next(lines(path), None)
-    for separator in ",;\t|":
-        names = {name.strip().strip('"').lower() for name in (first.text if first else "").split(separator)}
+    header = first.text if first else ""
+    for separator in candidates:
+        names = {name.strip().strip('"').lower() for name in header.split(separator)}
         if names & set(PATH) and names & set(TEXT):
             return separator
-    raise _no_columns(path, first.text if first else "")
-
-
-def _known_columns(path: Path, separator: str) -> None:
-    first = next(lines(path)).text
-    names = {name.strip().strip('"').lower() for name in first.split(separator)}
-    if not (names & set(PATH) and names & set(TEXT)):
-        raise _no_columns(path, first)
+    raise _no_columns(path, header)
 
 
 def _no_columns(path: Path, header: str) -> InputError:
@@ -132,4 +126,4 @@ def audiofolder(metadata: list[Path], root: Path, language: str) -> Iterator[Ent
 def audio_under(root: Path) -> Iterator[Path]:
     """Every audio file under a folder, by name."""
     for folder, names in walk(root):
-        yield from (folder / name for name in names if Path(name).suffix.lower() in AUDIO)
+        yield from (folder / name for name in names if Path(name).suffix.lower() in SUFFIXES)

@@ -7,6 +7,7 @@ A family is one module and one line in :data:`FAMILIES`. What the loop needs of 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -83,6 +84,22 @@ def load(family: str, folder: str | Path, language: str) -> Any:
     check_family(family)
     module, name = FAMILIES[family].split(":")
     return getattr(importlib.import_module(module), name)(folder, language)
+
+
+def count_tokens(family: str, folder: str | Path, texts: Sequence[str]) -> list[int]:
+    """Label tokens of each transcript, by the family's ``count_tokens``, which loads no weights.
+
+    Args:
+        family: A key of :data:`FAMILIES`.
+        folder: As for :func:`load`.
+        texts: Transcripts.
+
+    Raises:
+        InputError: if the family is not known.
+    """
+    check_family(family)
+    counts: list[int] = importlib.import_module(FAMILIES[family].split(":")[0]).count_tokens(folder, texts)
+    return counts
 
 
 def check_family(family: str) -> None:

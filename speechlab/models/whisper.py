@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,11 @@ from speechlab.batches import Batch
 from speechlab.errors import InputError
 from speechlab.features import LogMel, mask
 from speechlab.models import Hypothesis, Loss
-from speechlab.units import FULL_CONTEXT
+from speechlab.units import FULL_CONTEXT, TOKENS_PER_SECOND
 
 MAX_LABELS = 448  # decoder positions: prompt, text and end
 MAX_NEW_TOKENS = 224  # half of them, as in OpenAI's decoder
 LOGITS = 1024  # positions whose scores over the vocabulary are held at a time: 0.2 GB
-TOKENS_PER_SECOND = 12  # above any speaking rate: text beyond it has run away
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Whisper(nn.Module):
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Label tokens of each transcript, end included."""
-        return [len(ids) + 1 for ids in self._text_ids(texts)]
+        return _counts(self.tokenizer, texts)
 
     def save(self, folder: Path) -> None:
         """Write the weights as a folder that transformers' ``from_pretrained`` loads."""
@@ -164,6 +164,7 @@ class Whisper(nn.Module):
     def _greedy(self, batch: Batch) -> list[Hypothesis]:
         states = BaseModelOutput(last_hidden_state=self.encode(batch))
         prompt = torch.tensor([self._special.prompt] * len(batch.ids), device=batch.wave_BN.device)
+        # text beyond any speaking rate has run away
         room = MAX_NEW_TOKENS if batch.context >= FULL_CONTEXT else min(MAX_NEW_TOKENS, 8 + round(TOKENS_PER_SECOND * max(batch.seconds)))
         # GenerationMixin's own, not Whisper's: that one wants 30 s, timestamps and temperature fallback
         tokens_BL = GenerationMixin.generate(
@@ -182,7 +183,7 @@ class Whisper(nn.Module):
 
     def _labels(self, texts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         prompt, end = list(self._special.prompt), self._special.end
-        rows = [prompt + ids + [end] for ids in self._text_ids(list(texts))]
+        rows = [prompt + ids + [end] for ids in _text_ids(self.tokenizer, texts)]
         longest = max(map(len, rows))
         if longest > MAX_LABELS:
             raise InputError(
@@ -198,13 +199,6 @@ class Whisper(nn.Module):
             labels[i, len(prompt) - 1 : len(row) - 1] = torch.tensor(row[len(prompt) :])
         device = self.front_end.window.device
         return tokens.to(device), labels.to(device)
-
-    def _text_ids(self, texts: list[str]) -> list[list[int]]:
-        # a leading space, as in the pretraining data: "▁Thank" and not "Thank"; a transcript that spells out
-        # "<|endoftext|>" is text like any other
-        spaced = [" " + t.strip() if t.strip() else "" for t in texts]
-        ids: list[list[int]] = self.tokenizer(spaced, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return ids
 
     def _prompt(self, language: str) -> _Special:
         g: Any = self.net.generation_config
@@ -223,3 +217,20 @@ class Whisper(nn.Module):
                 "This checkpoint knows English only.", got=f"language {language}", do="choose multilingual weights: the name without .en"
             )
         return _Special((self.net.config.decoder_start_token_id, *middle, g.no_timestamps_token_id), self.net.config.eos_token_id)
+
+
+def count_tokens(folder: str | Path, texts: Sequence[str]) -> list[int]:
+    """As :meth:`Whisper.count_tokens`, from the tokenizer alone."""
+    return _counts(WhisperTokenizerFast.from_pretrained(folder, local_files_only=True), texts)
+
+
+def _counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    return [len(ids) + 1 for ids in _text_ids(tokenizer, texts)]
+
+
+def _text_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    # a leading space, as in the pretraining data: "▁Thank" and not "Thank"; a transcript that spells out
+    # "<|endoftext|>" is text like any other
+    spaced = [" " + t.strip() if t.strip() else "" for t in texts]
+    ids: list[list[int]] = tokenizer(spaced, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids
