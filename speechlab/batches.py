@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from speechlab.augment import Masks
+from speechlab import corpora
+from speechlab.augment import Augmenter, Masks
+from speechlab.config import Experiment
+from speechlab.features import HOP
 from speechlab.plan import Micro, context_for
 from speechlab.units import SAMPLE_RATE, Seconds
 
@@ -43,6 +46,11 @@ class Batch:
     seconds: tuple[Seconds, ...]
     context: Seconds
     masks: tuple[Masks | None, ...] | None = None
+
+    @property
+    def samples_B(self) -> Tensor:
+        """Samples of each clip before padding, on the waveforms' device."""
+        return torch.tensor([round(s * SAMPLE_RATE) for s in self.seconds], device=self.wave_BN.device)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -88,6 +96,57 @@ def collate(clips: Sequence[Clip | tuple[str, str, Any]], context: Seconds | Non
         context if context is not None else context_for(max(seconds), margin),
         tuple(row.masks for row in rows) if any(row.masks for row in rows) else None,
     )
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The training clips by index and epoch: what :func:`feed` loads from.
+
+    Attributes:
+        cuts: In the plan's order.
+        augmenter: What happens to them on the way; None leaves them as they are.
+    """
+
+    cuts: tuple[Any, ...]
+    augmenter: Augmenter | None = None
+
+    @classmethod
+    def of(cls, corpus: corpora.Corpus, experiment: Experiment | None = None) -> Clips:
+        """The train split in the order of its ids, which is the plan's, with an experiment's augmentation."""
+        asked = experiment is not None and any(value is not None for value in vars(experiment.augment).values())
+        augmenter = Augmenter(experiment.augment, experiment.seed) if asked and experiment else None
+        return cls(tuple(sorted(corpus.cuts["train"], key=lambda c: c.id)), augmenter)
+
+    def __call__(self, index: int, epoch: int = 0) -> Clip:
+        """A clip as an epoch hears it."""
+        cut = self.cuts[index]
+        wave_N = corpora.load_audio(cut)
+        if self.augmenter is None:
+            return Clip(cut.id, cut.supervisions[0].text, wave_N)
+        wave_N = self.augmenter(wave_N, cut.id, epoch)
+        masks = self.augmenter.masks(cut.id, epoch, len(wave_N) // HOP)
+        return Clip(cut.id, cut.supervisions[0].text, wave_N, masks)
+
+    @property
+    def durations(self) -> list[float]:
+        """Seconds of each as recorded."""
+        return [cut.duration for cut in self.cuts]
+
+    def seconds(self, index: int, epoch: int) -> float:
+        """Seconds of a clip as an epoch hears it."""
+        cut = self.cuts[index]
+        if self.augmenter is None:
+            return float(cut.duration)
+        return self.augmenter.samples(round(cut.duration * SAMPLE_RATE), cut.id, epoch) / SAMPLE_RATE
+
+    def stretched(self, epoch: int) -> list[float]:
+        """Seconds of each as an epoch hears them."""
+        return [self.seconds(i, epoch) for i in range(len(self.cuts))]
+
+    @property
+    def texts(self) -> list[str]:
+        """Transcript of each."""
+        return [cut.supervisions[0].text for cut in self.cuts]
 
 
 class _Clips(Dataset[Batch]):

@@ -5,12 +5,15 @@ A checkpoint is a folder that transformers' ``from_pretrained`` loads, with the 
     step-000057/
       model.safetensors, config.json, tokenizer files …
       optimizer.safetensors   exp_avg, exp_avg_sq and step of each parameter, by name
-      state.json              step, epoch, validation, digest of the weights
+      trained.safetensors     the weights in training, where model.safetensors holds their average, or adapters merged in
+      state.json              step, epoch, validations, digest of the weights, scale of fp16 losses
       files.json              SHA-256 of each of the above; written last
 
 A step's randomness derives from (seed, step), so no generator state needs saving. Nothing is pickled.
 Two tensors that are equal give the same digest whatever file they lie in (safetensors' bytes would
-too, ``torch.save``'s do not). Not covered yet: averaging, storage that is not a file system.
+too, ``torch.save``'s do not). ``average`` beside the steps is the mean of the last of them, and is not trained on.
+
+Not covered: storage that is not a file system.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +32,9 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
+from speechlab.optim import Average
 from speechlab.runs import disk_full, write_atomic
 
 
@@ -48,12 +54,33 @@ class Checkpoint:
         step: Optimizer steps done.
         wer: Validation WER, None where the step was not validated.
         digest: Of the weights: see :func:`weights_digest`.
+        history: Fields of :class:`History`.
+        apart: Whether the weights in training lie beside the published ones.
     """
 
     path: Path
     step: int
     wer: float | None
     digest: str
+    history: dict[str, Any] | None = None
+    apart: bool = False
+
+
+@dataclass(frozen=True)
+class History:
+    """What earlier validations gave, for early stopping.
+
+    Attributes:
+        best: Lowest WER so far.
+        since: Validations since then.
+    """
+
+    best: float | None = None
+    since: int = 0
+
+    def after(self, wer: float) -> History:
+        """With one validation more."""
+        return History(wer, 0) if self.best is None or wer < self.best else History(self.best, self.since + 1)
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -66,40 +93,78 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int, epoch: int, wer: float | None) -> Checkpoint:
+def save(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    *,
+    apart: bool = False,
+    average: Average | None = None,
+    scaler: GradScaler | None = None,
+) -> Checkpoint:
     """Write a checkpoint under a temporary name and rename it when it is whole and on disk.
+
+    Args:
+        folder: Of the run's checkpoints.
+        model: In training.
+        optimizer: Of its weights.
+        state: step, epoch, wer, history.
+        apart: Whether the weights that learn are not those that the model writes: adapters, which it merges in.
+        average: Of the weights, which is then what is published.
+        scaler: Of fp16 losses.
 
     Raises:
         InputError: if the disk is full; what was written is removed.
     """
-    final = folder / f"step-{step:06d}"
-    partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    digest = weights_digest(model)
-    try:
-        partial.mkdir(parents=True)
-        model.save(partial)  # type: ignore[operator]
+    final = folder / f"step-{state['step']:06d}"
+    with _whole(final, sum(p.numel() * 12 for p in model.parameters())) as partial:
+        tensors = trained(model)
+        if average:
+            with average.applied():
+                digest = weights_digest(model)
+                model.save(partial)  # type: ignore[operator]
+            tensors |= {f"average/{name}": value for name, value in average.weights.items()}
+        else:
+            digest = weights_digest(model)
+            model.save(partial)  # type: ignore[operator]
+        if average or apart:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, partial / "trained.safetensors")
         save_file(_optimizer_tensors(model, optimizer), partial / "optimizer.safetensors")
-        state = {"step": step, "epoch": epoch, "wer": wer, "digest": digest}
-        (partial / "state.json").write_text(json.dumps(state))
-        sums = {p.name: _sha256(p) for p in sorted(partial.iterdir())}
-        write_atomic(partial / "files.json", json.dumps(sums, indent=1).encode())
-        for path in partial.iterdir():
-            _fsync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        _fsync(folder)
-    except Exception as e:
-        shutil.rmtree(partial, ignore_errors=True)
-        # safetensors reports a full disk as its own error, with the system's words in it
-        if getattr(e, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(e):
-            raise disk_full(folder, sum(p.numel() * 12 for p in model.parameters())) from None
-        raise
-    return Checkpoint(final, step, wer, digest)
+        scale = scaler.state_dict() if scaler else {}
+        (partial / "state.json").write_text(json.dumps({**state, "digest": digest, "scaler": scale}))
+    return _read(final)
 
 
-def load(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a verified checkpoint's optimizer state back; the model was built from its folder."""
+def trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights that learn, by name."""
+    return {f"parameter/{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def load(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None = None,
+    scaler: GradScaler | None = None,
+) -> None:
+    """Put a verified checkpoint's state back.
+
+    Args:
+        checkpoint: Intact: see :func:`newest`.
+        model: Built from its folder, or, where its weights lie apart, from the run's start.
+        optimizer: Of the model's weights; gets its moments.
+        average: Gets what it was.
+        scaler: Gets its scale.
+    """
+    if checkpoint.apart:
+        kept = load_file(checkpoint.path / "trained.safetensors")
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if p.requires_grad:
+                    p.copy_(kept[f"parameter/{name}"])
+                    if average:
+                        average.weights[name].copy_(kept[f"average/{name}"])
     tensors = load_file(checkpoint.path / "optimizer.safetensors")
     names = {id(p): name for name, p in model.named_parameters()}
     for group in optimizer.param_groups:
@@ -107,6 +172,71 @@ def load(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimi
             state = {key.split("/", 1)[0]: value for key, value in tensors.items() if key.split("/", 1)[1] == names[id(p)]}
             if state:
                 optimizer.state[p] = {key: value.to(p.device if key != "step" else "cpu") for key, value in state.items()}
+    if scaler and (scale := json.loads((checkpoint.path / "state.json").read_text("utf-8")).get("scaler")):
+        scaler.load_state_dict(scale)
+
+
+@contextmanager
+def _whole(final: Path, size: int) -> Iterator[Path]:
+    """A folder that appears under its name only when all in it is summed and on disk.
+
+    Raises:
+        InputError: if the disk is full, where about ``size`` bytes were to be written.
+    """
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        sums = {p.name: _sha256(p) for p in sorted(partial.iterdir()) if p.is_file()}
+        write_atomic(partial / "files.json", json.dumps(sums, indent=1).encode())
+        for path in partial.iterdir():
+            _fsync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        _fsync(final.parent)
+    except Exception as e:
+        shutil.rmtree(partial, ignore_errors=True)
+        # safetensors reports a full disk as its own error, with the system's words in it
+        if getattr(e, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(e):
+            raise disk_full(final.parent, size) from None
+        raise
+
+
+AVERAGE = "average"
+
+
+def average(parts: list[Checkpoint], folder: Path) -> Path:
+    """Write the mean of the published weights of checkpoints (Izmailov et al., 2018; Vaswani et al., 2017), not yet validated.
+
+    Returns:
+        The folder, which :func:`finish_average` makes a checkpoint.
+    """
+    target = folder / AVERAGE
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    for path in parts[-1].path.iterdir():
+        if path.is_file() and path.suffix != ".safetensors" and path.name not in ("state.json", "files.json"):
+            shutil.copy(path, target / path.name)
+    loaded = [load_file(c.path / "model.safetensors") for c in parts]
+    mean = {name: torch.stack([one[name].double() for one in loaded]).mean(0).to(value.dtype) for name, value in loaded[0].items()}
+    save_file(mean, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def finish_average(folder: Path, *, step: int, epoch: int, wer: float, model: nn.Module) -> None:
+    """Note the validation WER of the mean, with which it counts as a checkpoint."""
+    target = folder / AVERAGE
+    state = {"step": step, "epoch": epoch, "wer": wer, "digest": weights_digest(model)}
+    write_atomic(target / "state.json", json.dumps(state).encode())
+    sums = {p.name: _sha256(p) for p in sorted(target.iterdir())}
+    write_atomic(target / "files.json", json.dumps(sums, indent=1).encode())
+
+
+def averaged(folder: Path) -> Checkpoint | None:
+    """The mean of the last checkpoints, if it was made and validated."""
+    target = folder / AVERAGE
+    return _read(target) if (target / "files.json").is_file() else None
 
 
 def existing(folder: Path) -> list[Checkpoint]:
@@ -145,6 +275,12 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, passed_over
 
 
+def candidates(folder: Path) -> list[Checkpoint]:
+    """What evaluation may take: the checkpoints, and the mean of the last."""
+    mean = averaged(folder)
+    return [*existing(folder), *([mean] if mean else [])]
+
+
 def best(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
     """The one with the lowest validation WER; of equals the latest, which has seen more."""
     validated = [c for c in checkpoints if c.wer is not None]
@@ -165,9 +301,10 @@ def prune(folder: Path, keep_last: int) -> None:
 def _read(path: Path) -> Checkpoint:
     try:
         state = json.loads((path / "state.json").read_text("utf-8"))
-        return Checkpoint(path, state["step"], state["wer"], state["digest"])
+        apart = (path / "trained.safetensors").is_file()
+        return Checkpoint(path, state["step"], state["wer"], state["digest"], state.get("history"), apart)
     except (OSError, ValueError, TypeError, KeyError):  # damaged: kept in the list, so that damage() can say so
-        return Checkpoint(path, int(path.name.removeprefix("step-")), None, "")
+        return Checkpoint(path, int(path.name.removeprefix("step-")) if path.name != AVERAGE else 0, None, "")
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

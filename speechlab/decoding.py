@@ -61,7 +61,7 @@ def decode(
         cuts: lhotse cuts.
         context: ``short`` (longest clip of the batch and a margin) or ``full`` (30 s).
         batch_size: Clips decoded together.
-        precision: ``fp32`` or ``bf16`` autocast.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` autocast.
         device: Where the model is.
         alter: What happens to a waveform before the model hears it: (clip id, wave) to wave.
 
@@ -95,8 +95,9 @@ def _batch(model: Any, cuts: list[Any], context: str, precision: str, device: st
 
 
 def autocast(device: str, precision: str) -> torch.autocast:
-    """The mixed-precision region of a device: bf16 needs no loss scaling."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+    """The mixed-precision region of a device: bf16 needs no loss scaling, fp16 does."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(torch.device(device).type, dtype, enabled=precision != "fp32")
 
 
 def resolve_device(wanted: str, cuda: bool) -> str:

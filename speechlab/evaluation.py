@@ -18,10 +18,10 @@ import pandas as pd
 import torch
 from tqdm.std import tqdm
 
-from speechlab import audio, checkpoints, corpora, decoding, models
+from speechlab import audio, checkpoints, corpora, decoding, models, training
+from speechlab.batches import Clips
 from speechlab.config import Experiment
 from speechlab.errors import InputError, did_you_mean
-from speechlab.models import weights
 from speechlab.runs import Run, write_atomic
 from speechlab.scoring import Difference, Scores, compare, score
 from speechlab.text import normaliser
@@ -65,7 +65,7 @@ class Evaluation:
     @property
     def label(self) -> str:
         """For figures: ``finetuned, short context``."""
-        return f"{self.system}, {'30 s' if self.context == 'full' else 'short'} context"
+        return self.system + {"short": ", short context", "full": ", 30 s context"}.get(self.context, "")
 
     def scores(self, name: str) -> Scores:
         """The counts under a normaliser by name."""
@@ -92,16 +92,22 @@ def alteration(condition: str, seed: int) -> Callable[[str, Any], Any] | None:
     return alter
 
 
-def systems(run: Run) -> dict[str, tuple[str, str]]:
-    """The folder and the weights' digest of the pretrained and, once trained, the best checkpoint.
+def systems(run: Run, corpus: corpora.Corpus | None = None) -> dict[str, tuple[str, str]]:
+    """The folder and the weights' digest of the pretrained model, if the run began with one, and of its best checkpoint.
+
+    Args:
+        run: The run.
+        corpus: The one it was trained on, if it is at hand.
 
     Raises:
         InputError: if the best checkpoint is damaged.
     """
-    config = run.config.model
-    start = weights.resolve(config.family, config.weights, config.revision)
-    found = {"pretrained": (str(start.path), start.sha256)}
-    best = checkpoints.best(checkpoints.existing(run.path / "checkpoints"))
+    experiment = run.config
+    found = {}
+    if experiment.model.weights is not None:  # a model from scratch knew nothing before
+        start = training.begin(experiment, Clips.of(corpus or corpora.configured(experiment.corpus)))
+        found["pretrained"] = (str(start.path), start.sha256)
+    best = checkpoints.best(checkpoints.candidates(run.path / "checkpoints"))
     if best is not None:
         if reason := checkpoints.damage(best):
             raise InputError(
@@ -110,7 +116,7 @@ def systems(run: Run) -> dict[str, tuple[str, str]]:
                 expected="the file that was written",
                 do="train again, or evaluate another run",
             )
-        found["finetuned"] = (str(best.path), best.digest)
+        found["finetuned" if found else "trained"] = (str(best.path), best.digest)
     return found
 
 
@@ -175,8 +181,9 @@ def evaluate(
 def evaluate_run(run: Run, *, progress: bool = True) -> list[Evaluation]:
     """Evaluate a run's systems on its test clips and keep the tables in the run.
 
-    The pretrained model is decoded at 30 s, as it was trained; the fine-tuned one in short context and, on
-    clean speech, at 30 s too. What the run holds already is not measured again.
+    A pretrained Whisper is decoded at 30 s, as it was trained; the fine-tuned one in short context and, on
+    clean speech, at 30 s too. Models that hear a clip and no more have no such choice. What the run holds already is
+    not measured again.
 
     Raises:
         InputError: if the corpus is not the one that the run was trained on.
@@ -194,14 +201,15 @@ def evaluate_run(run: Run, *, progress: bool = True) -> list[Evaluation]:
         )
     cuts = list(corpus.cuts["test"])
     have = {e.name: e for e in load(run)}
-    available = systems(run)
+    available = systems(run, corpus)
+    contexts = models.family_class(experiment.model.family).contexts
     wanted = [
         (system, condition, context)
         for system in available
         for condition in conditions(experiment)
-        for context in ("short", "full")
+        for context in contexts
         # the pretrained model was made for 30 s; whether the fine-tuned one still works there, clean speech shows
-        if (context == "full") == (system == "pretrained") or (system, condition) == ("finetuned", "clean")
+        if (context == "full") == (system == "pretrained" and "full" in contexts) or (system != "pretrained" and condition == "clean")
     ]
     found = []
     total = len(cuts) * len(wanted)
@@ -275,7 +283,7 @@ def summary(evaluations: list[Evaluation], experiment: Experiment) -> pd.DataFra
 
 
 def differences(evaluations: list[Evaluation], experiment: Experiment) -> pd.DataFrame:
-    """Fine-tuned minus pretrained on the same clips, by condition and context, in points of WER.
+    """Fine-tuned minus pretrained on the same clips, by condition and context, in points of WER; no rows without both.
 
     Returns:
         condition, context, points, low, high (95 %, paired, these speakers), p, p_by, warning.
@@ -299,26 +307,31 @@ def differences(evaluations: list[Evaluation], experiment: Experiment) -> pd.Dat
                 "warning": d.p_warning,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["condition", "context", "points", "low", "high", "p", "p_by", "warning"])
 
 
-def side_by_side(before: Evaluation, after: Evaluation, name: str) -> pd.DataFrame:
-    """The clips that either system got wrong, worst first.
+def side_by_side(evaluations: list[Evaluation], name: str) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The clean clips that a run's systems got wrong, worst first.
+
+    Args:
+        evaluations: Of a run.
+        name: Of the normaliser.
 
     Returns:
-        id, duration, reference, before, after (normalised texts), errors_before, errors_after.
+        id, duration, reference, after (normalised texts) and errors_after, and before and errors_before where there is a
+        pretrained system; and what the text columns are called.
     """
-    a, b = before.scores(name), after.scores(name)
-    table = pd.DataFrame(
-        {
-            "id": before.rows.id,
-            "duration": before.rows.duration,
-            "reference": a.references,
-            "before": a.hypotheses,
-            "after": b.hypotheses,
-            "errors_before": a.errors_U,
-            "errors_after": b.errors_U,
-        }
-    )
+    clean = [e for e in evaluations if e.condition == "clean"]
+    before = next((e for e in clean if e.system == "pretrained"), None)
+    after = next(e for e in clean if e.system != "pretrained" or len(clean) == 1)
+    b = after.scores(name)
+    columns = {"id": after.rows.id, "duration": after.rows.duration, "reference": b.references, "after": b.hypotheses}
+    columns |= {"errors_before": 0 * b.errors_U, "errors_after": b.errors_U}
+    named = {"after": after.label}
+    if before is not None:
+        a = before.scores(name)
+        columns |= {"before": a.hypotheses, "errors_before": a.errors_U}
+        named = {"before": before.label, "after": after.label}
+    table = pd.DataFrame(columns)
     wrong = table[(table.errors_before > 0) | (table.errors_after > 0)]
-    return wrong.sort_values(["errors_after", "errors_before", "id"], ascending=[False, False, True]).reset_index(drop=True)
+    return wrong.sort_values(["errors_after", "errors_before", "id"], ascending=[False, False, True]).reset_index(drop=True), named

@@ -3,122 +3,44 @@
 Each step is the plan's (:mod:`speechlab.plan`), its loss weighted by tokens over all its micro-batches,
 so neither accumulation nor the number of workers changes the objective. The loop finds its place
 in the run directory by itself: called again after any interruption it goes on from the newest intact
-checkpoint, and what it does next depends on nothing but (config, clips, step).
+checkpoint, with as many workers as there are now, and what it does next depends on nothing but (config, clips, step).
 
-Not covered yet: fp16 with a scaler, gradient checkpointing, EMA, early stopping, memory probing.
+Not covered: sharded weights (FSDP), a tokens-per-second schedule, resuming under another config.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
-import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from speechlab import audio, checkpoints, corpora, decoding, models, optim, scoring
-from speechlab.augment import Augmenter
-from speechlab.batches import Clip, feed
+from speechlab import budget, checkpoints, corpora, decoding, models, optim
+from speechlab.batches import Batch, Clips, feed
 from speechlab.config import Experiment
 from speechlab.errors import InputError
-from speechlab.features import HOP
-from speechlab.models import weights
+from speechlab.models.weights import Weights
 from speechlab.plan import Micro, Plan, Step
-from speechlab.runs import Event, Run, write_atomic
-from speechlab.text import normaliser
-from speechlab.units import SAMPLE_RATE, TOKENS_PER_SECOND
+from speechlab.runs import Event, Run
+from speechlab.validation import validate
+from speechlab.world import World
 
-SAMPLES = 6  # validation clips that the board shows and plays
-
-
-@dataclass(frozen=True)
-class World:
-    """This worker among the workers.
-
-    Attributes:
-        rank: From 0; rank 0 writes checkpoints and events.
-        size: All workers.
-        device: Torch device of this one.
-    """
-
-    rank: int = 0
-    size: int = 1
-    device: str = "cpu"
-
-    def sum(self, *values: float) -> list[float]:
-        """Each value summed over workers: one collective, and a barrier."""
-        if self.size == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return total.tolist()
-
-    def gather(self, rows: list[Any]) -> list[Any]:
-        """The rows of all workers, on every worker."""
-        if self.size == 1:
-            return rows
-        parts: list[Any] = [None] * self.size
-        dist.all_gather_object(parts, rows)
-        return [row for part in parts for row in part]
+CLIPS = 128  # of a step, where the config names neither clips nor seconds
+MOST_SKIPPED = 20  # fp16 steps in a row whose gradients overflow, before that counts as a failure
 
 
-@dataclass(frozen=True)
-class Clips:
-    """The training clips by index and epoch: what :func:`speechlab.batches.feed` loads from.
-
-    Attributes:
-        cuts: In the plan's order.
-        augmenter: What happens to them on the way; None leaves them as they are.
-    """
-
-    cuts: tuple[Any, ...]
-    augmenter: Augmenter | None = None
-
-    @classmethod
-    def of(cls, corpus: corpora.Corpus, experiment: Experiment | None = None) -> Clips:
-        """The train split in the order of its ids, which is the plan's, with an experiment's augmentation."""
-        asked = experiment is not None and any(value is not None for value in vars(experiment.augment).values())
-        augmenter = Augmenter(experiment.augment, experiment.seed) if asked and experiment else None
-        return cls(tuple(sorted(corpus.cuts["train"], key=lambda c: c.id)), augmenter)
-
-    def __call__(self, index: int, epoch: int = 0) -> Clip:
-        """A clip as an epoch hears it."""
-        cut = self.cuts[index]
-        wave_N = corpora.load_audio(cut)
-        if self.augmenter is None:
-            return Clip(cut.id, cut.supervisions[0].text, wave_N)
-        wave_N = self.augmenter(wave_N, cut.id, epoch)
-        masks = self.augmenter.masks(cut.id, epoch, len(wave_N) // HOP)
-        return Clip(cut.id, cut.supervisions[0].text, wave_N, masks)
-
-    @property
-    def durations(self) -> list[float]:
-        """Seconds of each as recorded."""
-        return [cut.duration for cut in self.cuts]
-
-    def seconds(self, index: int, epoch: int) -> float:
-        """Seconds of a clip as an epoch hears it."""
-        cut = self.cuts[index]
-        if self.augmenter is None:
-            return float(cut.duration)
-        return self.augmenter.samples(round(cut.duration * SAMPLE_RATE), cut.id, epoch) / SAMPLE_RATE
-
-    def stretched(self, epoch: int) -> list[float]:
-        """Seconds of each as an epoch hears them."""
-        return [self.seconds(i, epoch) for i in range(len(self.cuts))]
-
-    @property
-    def texts(self) -> list[str]:
-        """Transcript of each."""
-        return [cut.supervisions[0].text for cut in self.cuts]
+def begin(experiment: Experiment, clips: Clips) -> Weights:
+    """The weights that an experiment starts from: see :func:`speechlab.models.begin`."""
+    return models.begin(experiment.model, experiment.corpus.language, clips.texts, experiment.seed)
 
 
 def plan_for(experiment: Experiment, clips: Clips, tokens: Sequence[int] | None = None) -> Plan:
@@ -130,21 +52,20 @@ def plan_for(experiment: Experiment, clips: Clips, tokens: Sequence[int] | None 
         tokens: Label tokens of each; None has the model that the config names count them.
     """
     t = experiment.training
+    rate = models.family_class(experiment.model.family).label_rate
+    if tokens is None:
+        tokens = models.count_tokens(experiment.model.family, begin(experiment, clips).path, clips.texts)
     return Plan(
         clips.durations,
         seed=experiment.seed,
         batch_seconds=t.batch_seconds,
+        batch_clips=t.batch_clips or (None if t.batch_seconds else CLIPS),
         micro_batches=t.micro_batches,
         context=experiment.context,
-        tokens=_count_tokens(experiment, clips.texts) if tokens is None else tokens,
-        batch_tokens=t.batch_tokens or round(TOKENS_PER_SECOND * t.batch_seconds),
+        tokens=tokens,
+        batch_tokens=t.batch_tokens or (round(rate * t.batch_seconds) if rate and t.batch_seconds else None),
         stretched=clips.stretched if experiment.augment.speed else None,
     )
-
-
-def _count_tokens(experiment: Experiment, texts: list[str]) -> list[int]:
-    config = experiment.model
-    return models.count_tokens(config.family, weights.resolve(config.family, config.weights, config.revision).path, texts)
 
 
 def train(experiment: Experiment, corpus: corpora.Corpus, start: str, run: Run, world: World | None = None) -> Iterator[Event]:
@@ -153,7 +74,7 @@ def train(experiment: Experiment, corpus: corpora.Corpus, start: str, run: Run, 
     Args:
         experiment: The config.
         corpus: Its ``train`` and ``dev`` splits are used.
-        start: Folder of the initial weights.
+        start: Folder of the initial weights, as :func:`begin` gives it.
         run: Checkpoints are written to it and taken from it. Events are yielded, not written.
         world: This worker; none is a single one on the CPU.
 
@@ -161,170 +82,248 @@ def train(experiment: Experiment, corpus: corpora.Corpus, start: str, run: Run, 
         Events as :data:`speechlab.runs.EVENT_KINDS` lists them, the same on every rank.
 
     Raises:
-        InputError: if the plan cannot be made, the disk is full, or the loss is not a number; the
-            step and its clips are named.
+        InputError: if the plan cannot be made, there are more workers than parts of a step, not one clip fits into
+            memory, the disk is full, or the loss is not a number; the step and its clips are named, and the batch is kept.
     """
     world = world or World()
-    began = time.perf_counter()
+    t, began = experiment.training, time.perf_counter()
+    if world.size > t.micro_batches:
+        raise InputError(
+            "There are more workers than parts of a step.",
+            got=f"{world.size} workers for training.micro_batches {t.micro_batches}",
+            expected="a part for every worker",
+            do="raise training.micro_batches in a new run, or use fewer workers",
+        )
     folder = run.path / "checkpoints"
     resumed, passed_over = checkpoints.newest(folder)
     for line in passed_over:
         yield {"kind": "message", "level": "warning", "text": f"{line}; going on from the one before"}
 
-    clips = Clips.of(corpus, experiment)
-    first = resumed.step if resumed else 0
-    model = models.load(experiment.model.family, resumed.path if resumed else start, experiment.corpus.language)
-    model.to(world.device).train()
-    optimizer = optim.adamw(model, experiment.optim)
-    if resumed:
-        checkpoints.load(resumed, model, optimizer)
-    tokens = model.count_tokens(clips.texts)
-    plan = plan_for(experiment, clips, tokens)
-    total = plan.steps(experiment.training.epochs)
-    parallel = DistributedDataParallel(model) if world.size > 1 else model
+    learner = _Learner(experiment, Clips.of(corpus, experiment), start, run, world, resumed)
+    first, total = resumed.step if resumed else 0, learner.total
     yield {
         "kind": "start",
         "steps": total,
-        "epochs": experiment.training.epochs,
+        "epochs": t.epochs,
         "workers": world.size,
         "device": world.device,
-        "precision": experiment.training.precision,
+        "precision": t.precision,
         "resumed_from": first if resumed else None,
         "corpus": {"name": corpus.name, "language": corpus.language, "clips": corpus.clips, "seconds": corpus.seconds},
-        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "parameters": sum(p.numel() for p in learner.model.parameters() if p.requires_grad),
+        "device_seconds": learner.limit,
     }
 
-    def passes(planned: Step) -> list[Micro]:
-        limit = experiment.cluster.device_seconds
-        return [piece for micro in planned.of_rank(world.rank, world.size) for piece in micro.pieces(limit)]
-
-    ahead = (piece for step in range(first, total) for piece in passes(plan.step(step)[1]))
-    supply = feed(clips, ahead, experiment.cluster.loader_workers)
-    process = psutil.Process()
-    for step in range(first, total):
-        epoch, planned = plan.step(step)
-        mine = passes(planned)
-        step_tokens = sum(tokens[i] for micro in planned.micros for i in micro.clips)
-        rate = optim.learning_rate(step, total, experiment.optim)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-
-        step_began, waited, loss_sum = time.perf_counter(), 0.0, 0.0
-        for piece in mine:
-            wait_began = time.perf_counter()
-            batch = next(supply).to(torch.device(world.device))
-            waited += time.perf_counter() - wait_began
-            # seeded by the place in the plan, not by the worker: dropout is the same at any world size
-            torch.manual_seed(_seed(experiment.seed, step, piece.clips[0]))
-            with parallel.no_sync() if world.size > 1 and piece is not mine[-1] else nullcontext():
-                with decoding.autocast(world.device, experiment.training.precision):
-                    loss = parallel(batch)
-                # DDP averages over workers; the objective is the mean over the step's tokens
-                (loss.total * (world.size / step_tokens)).backward()
-            loss_sum += loss.total.item()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), experiment.optim.clip).item()
-        loss_sum, waited, memory, stop = world.sum(
-            loss_sum, waited, process.memory_info().rss, float(world.rank == 0 and run.stop_file.exists())
-        )
-        if not (math.isfinite(loss_sum) and math.isfinite(norm)):
-            ids = [clips.cuts[i].id for micro in planned.micros for i in micro.clips]
-            raise InputError(
-                f"The loss of step {step + 1} is not a number.",
-                got=f"loss {loss_sum}, gradient norm {norm}",
-                expected="finite values",
-                do="look at its clips: " + ", ".join(ids),
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        # as heard: speed perturbation gives each epoch durations of its own
-        heard = [[clips.seconds(i, epoch) for i in micro.clips] for micro in planned.micros]
-        yield {
-            "kind": "step",
-            "step": step + 1,
-            "epoch": epoch,
-            "loss": loss_sum / step_tokens,
-            "lr": rate,
-            "grad_norm": norm,
-            "clips": sum(len(micro.clips) for micro in planned.micros),
-            "audio_seconds": sum(map(sum, heard)),
-            "padded_seconds": sum(len(row) * max(row) for row in heard),
-            "heard_seconds": planned.heard,
-            "full_context": planned.full_context,
-            "step_seconds": time.perf_counter() - step_began,
-            "wait_seconds": waited / world.size,
-            "memory_bytes": int(memory),
-        }
-
-        done = step + 1
-        epoch_ends = plan.locate(done)[1] == 0
+    done = first
+    history = checkpoints.History(**resumed.history) if resumed and resumed.history else checkpoints.History()
+    while done < total and not (t.patience and history.since >= t.patience):
+        event = learner.step(done)
+        yield event
+        if event["infeasible"]:
+            yield _left_out(event)
+        done, epoch, stop = done + 1, event["epoch"], learner.stopping
+        epoch_ends = learner.plan.locate(done)[1] == 0
         wer = None
-        if epoch_ends:
-            event = _validate(experiment, model, corpus, run, world, done, epoch)
-            wer = event["wer"]
-            yield event
-        every = experiment.training.checkpoint_steps
-        if epoch_ends or stop or (every and done % every == 0):
-            yield _checkpoint(experiment, model, optimizer, run, world, done, epoch, wer)
+        if epoch_ends and ((epoch + 1) % t.validate_epochs == 0 or done == total):
+            with learner.published():
+                validation = validate(experiment, learner.model, corpus, run, world, done, epoch)
+            wer = validation["wer"]
+            history = history.after(wer)
+            yield validation
+        if epoch_ends or stop or (t.checkpoint_steps and done % t.checkpoint_steps == 0):
+            yield _checkpoint(learner, run, world, done, epoch, wer, history)
         if stop and done < total:
             yield {"kind": "stopped", "step": done}
             return
 
-    best = checkpoints.best(checkpoints.existing(folder))
+    if done < total:
+        text = f"stopped early after step {done} of {total}: no better WER in {history.since} validations"
+        yield {"kind": "message", "level": "info", "text": text}
+    if t.average:
+        yield from _averaged(experiment, corpus, run, world, done, learner.plan.locate(done)[0] - 1)
+    best = checkpoints.best(checkpoints.candidates(folder))
     yield {
         "kind": "end",
-        "step": total,
+        "step": done,
         "seconds": time.perf_counter() - began,
-        "best": {"step": best.step, "wer": best.wer} if best else None,
+        "best": {"step": best.step, "wer": best.wer, "path": best.path.relative_to(run.path).as_posix()} if best else None,
     }
 
 
-def _validate(experiment: Experiment, model: Any, corpus: corpora.Corpus, run: Run, world: World, step: int, epoch: int) -> Event:
-    began = time.perf_counter()
-    cuts = sorted(corpus.cuts["dev"], key=lambda c: (c.duration, c.id))
-    answers = decoding.decode(
-        model,
-        cuts[world.rank :: world.size],
-        batch_size=experiment.evaluation.batch_size,
-        precision=experiment.training.precision,
-        device=world.device,
-    )
-    rows = sorted(world.gather([row for batch in answers for row in batch]), key=lambda r: r.id)
-    scores = scoring.score([r.reference for r in rows], [r.hypothesis for r in rows], normaliser(experiment.evaluation.normaliser))
-    shown = sorted(cuts, key=lambda c: hashlib.sha256(c.id.encode()).digest())[:SAMPLES]
-    heard = {r.id: r.hypothesis for r in rows}
-    return {
-        "kind": "validation",
-        "step": step,
-        "epoch": epoch,
-        "wer": scores.wer,
-        "cer": scores.cer,
-        "clips": len(rows),
-        "seconds": time.perf_counter() - began,
-        "samples": [
-            {"id": c.id, "reference": c.supervisions[0].text, "hypothesis": heard[c.id], "audio": _sample(run, c, world.rank == 0)}
-            for c in shown
-        ],
-    }
+class _Learner:
+    """Model, optimizer and plan of one worker, and the step that they take together."""
+
+    def __init__(
+        self, experiment: Experiment, clips: Clips, start: str, run: Run, world: World, resumed: checkpoints.Checkpoint | None
+    ) -> None:
+        t = experiment.training
+        self.experiment, self.clips, self.run, self.world = experiment, clips, run, world
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(experiment.seed)  # adapters are drawn
+            # a checkpoint may hold an average, or adapters merged in: then training goes on from the start and what is kept beside
+            folder = resumed.path if resumed and not resumed.apart else start
+            self.model = models.load(experiment.model.family, folder, experiment.corpus.language, experiment.model)
+        self.model.to(world.device).train()
+        if t.gradient_checkpointing:
+            self.model.recompute()
+        self.average = optim.Average(self.model, t.ema) if t.ema else None
+        self.optimizer = optim.adamw(self.model, experiment.optim)
+        self.scaler = GradScaler(torch.device(world.device).type, enabled=t.precision == "fp16")
+        if resumed:
+            checkpoints.load(resumed, self.model, self.optimizer, self.average, self.scaler)
+        self.tokens = self.model.count_tokens(clips.texts)
+        self.plan = plan_for(experiment, clips, self.tokens)
+        self.total = self.plan.steps(t.epochs)
+        self.stopping = False
+        self.limit = self._limit()
+        self._skipped = 0
+        first = resumed.step if resumed else 0
+        ahead = (piece for step in range(first, self.total) for piece in self._passes(self.plan.step(step)[1]))
+        self._supply = feed(clips, ahead, experiment.cluster.loader_workers)
+        self._parallel = DistributedDataParallel(self.model) if world.size > 1 else self.model
+        if t.compile:
+            self._parallel.compile(dynamic=True)
+
+    def published(self) -> Any:
+        """The model as it is validated, for as long as this lasts."""
+        return self.average.applied() if self.average else nullcontext()
+
+    def step(self, step: int) -> Event:
+        """Take a step, counted from 0; the same event on every rank."""
+        experiment, world, began = self.experiment, self.world, time.perf_counter()
+        epoch, planned = self.plan.step(step)
+        expected = max(sum(self.tokens[i] for micro in planned.micros for i in micro.clips), 1)
+        rate = optim.learning_rate(step, self.total, experiment.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        waited, tokens = 0.0, 0.0
+        losses: list[float] = []
+        seen: list[Batch] = []
+        infeasible: list[str] = []
+        mine = self._passes(planned)
+        for piece in mine:
+            asked = time.perf_counter()
+            batch = next(self._supply).to(torch.device(world.device))
+            waited += time.perf_counter() - asked
+            loss = self._backward(batch, _seed(experiment.seed, step, piece.clips[0]), world.size / expected, piece is mine[-1])
+            losses.append(loss.total.item())
+            tokens += loss.tokens
+            seen.append(batch)
+            infeasible += [batch.ids[i] for i in loss.infeasible]
+        loss_sum, tokens, waited, memory, left_out, stop = world.sum(
+            sum(losses), tokens, waited, psutil.Process().memory_info().rss, len(infeasible), float(self._asked_to_stop())
+        )
+        self.stopping = bool(stop)
+        norm, skipped = self._update(step, expected / tokens if tokens else 0.0)
+        if not math.isfinite(loss_sum) or (not math.isfinite(norm) and not skipped) or self._skipped > MOST_SKIPPED:
+            raise self._fault(step, planned, seen, losses, loss_sum, norm)
+        # as heard: speed perturbation gives each epoch durations of its own
+        heard = [[self.clips.seconds(i, epoch) for i in micro.clips] for micro in planned.micros]
+        return {
+            "kind": "step",
+            "step": step + 1,
+            "epoch": epoch,
+            "loss": loss_sum / max(tokens, 1),
+            "lr": rate,
+            "grad_norm": norm,
+            "clips": sum(len(micro.clips) for micro in planned.micros),
+            "tokens": int(tokens),
+            "infeasible": world.gather(infeasible) if left_out else [],
+            "skipped": skipped,
+            "audio_seconds": sum(map(sum, heard)),
+            "padded_seconds": sum(len(row) * max(row) for row in heard),
+            "heard_seconds": planned.heard,
+            "full_context": planned.full_context,
+            "step_seconds": time.perf_counter() - began,
+            "wait_seconds": waited / world.size,
+            "memory_bytes": int(memory),
+        }
+
+    def _backward(self, batch: Batch, seed: int, weight: float, last: bool) -> models.Loss:
+        # seeded by the place in the plan, not by the worker: dropout is the same at any world size
+        torch.manual_seed(seed)
+        with self._parallel.no_sync() if self.world.size > 1 and not last else nullcontext():
+            with decoding.autocast(self.world.device, self.experiment.training.precision):
+                loss: models.Loss = self._parallel(batch)
+            # DDP averages over workers; the objective is the mean over the step's tokens
+            self.scaler.scale(loss.total * weight).backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    def _update(self, step: int, correction: float) -> tuple[float, bool]:
+        """Clip and apply the gradients; the norm, and whether fp16 overflowed so that they were not applied."""
+        if correction != 1.0:  # the plan counted tokens that were not in the loss: clips left out, frames not masked
+            for p in self.model.parameters():
+                if p.grad is not None:
+                    p.grad.mul_(correction)
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.experiment.optim.clip).item()
+        finite = math.isfinite(norm)
+        if finite or self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if finite and self.average:
+            self.average.update(step)
+        skipped = not finite and self.scaler.is_enabled()
+        self._skipped = self._skipped + 1 if skipped else 0
+        return norm, skipped
+
+    def _passes(self, planned: Step) -> list[Micro]:
+        return [piece for micro in planned.of_rank(self.world.rank, self.world.size) for piece in micro.pieces(self.limit)]
+
+    def _limit(self) -> float:
+        here = self.world
+        found = budget.of_run(self.run, self.model, self.clips, self.plan, here.device, here.size)
+        # the smallest device decides for all: a step is cut up alike wherever it is done
+        least = min(self.world.gather([found]), key=lambda b: b.seconds)
+        if here.rank == 0:
+            budget.keep(self.run, least)
+        return float(least.seconds)
+
+    def _asked_to_stop(self) -> bool:
+        return self.world.rank == 0 and self.run.stop_file.exists()
+
+    def _fault(self, step: int, planned: Step, seen: list[Batch], losses: list[float], loss: float, norm: float) -> InputError:
+        """Keep what this worker heard in the step, and say where."""
+        folder = self.run.path / "failures"
+        stem = f"step-{step + 1:06d}-worker-{self.world.rank}"
+        folder.mkdir(exist_ok=True)
+        save_file({f"wave_{i}": batch.wave_BN.cpu().contiguous() for i, batch in enumerate(seen)}, folder / f"{stem}.safetensors")
+        about = [
+            {"wave": f"wave_{i}", "loss": str(value), "context": b.context, "ids": b.ids, "texts": b.texts, "seconds": b.seconds}
+            for i, (b, value) in enumerate(zip(seen, losses, strict=True))
+        ]
+        (folder / f"{stem}.json").write_text(json.dumps(about, ensure_ascii=False, indent=1), "utf-8")
+        bad = [i for b, value in zip(seen, losses, strict=True) if not math.isfinite(value) for i in b.ids]
+        bad = self.world.gather(bad) or [self.clips.cuts[i].id for micro in planned.micros for i in micro.clips]
+        return InputError(
+            f"The loss of step {step + 1} is not a number."
+            if not math.isfinite(loss)
+            else f"The gradient of step {step + 1} is not a number.",
+            got=f"loss {loss}, gradient norm {norm}",
+            expected="finite values",
+            do=f"look at its clips, kept in {folder / stem}.*: " + ", ".join(bad),
+        )
 
 
-def _sample(run: Run, cut: Any, write: bool) -> str:
-    # clip ids are untrusted: the file name is their hash
-    name = f"samples/{hashlib.sha256(cut.id.encode()).hexdigest()[:16]}.mp3"
-    if write and not (run.path / name).exists():
-        write_atomic(run.path / name, audio.encode_mp3(corpora.load_audio(cut)))
-    return name
+def _left_out(event: Event) -> Event:
+    ids = event["infeasible"]
+    text = f"step {event['step']}: {len(ids)} clips have longer texts than CTC can align with their frames: {', '.join(ids[:5])}"
+    return {"kind": "message", "level": "warning", "text": text + (" …" if len(ids) > 5 else "")}
 
 
-def _checkpoint(
-    experiment: Experiment, model: Any, optimizer: torch.optim.Optimizer, run: Run, world: World, step: int, epoch: int, wer: float | None
-) -> Event:
+def _checkpoint(learner: _Learner, run: Run, world: World, step: int, epoch: int, wer: float | None, history: checkpoints.History) -> Event:
     began = time.perf_counter()
     folder = run.path / "checkpoints"
     event: Event = {"kind": "checkpoint", "step": step}
     if world.rank == 0:
-        saved = checkpoints.save(folder, model, optimizer, step=step, epoch=epoch, wer=wer)
-        checkpoints.prune(folder, experiment.training.keep_last)
-        best = checkpoints.best(checkpoints.existing(folder))
+        state = {"step": step, "epoch": epoch, "wer": wer, "history": vars(history)}
+        apart = learner.experiment.model.lora is not None
+        saved = checkpoints.save(
+            folder, learner.model, learner.optimizer, state, apart=apart, average=learner.average, scaler=learner.scaler
+        )
+        checkpoints.prune(folder, learner.experiment.training.keep_last)
+        best = checkpoints.best(checkpoints.candidates(folder))
         event |= {
             "path": saved.path.relative_to(run.path).as_posix(),
             "digest": saved.digest,
@@ -336,37 +335,30 @@ def _checkpoint(
     return event
 
 
+def _averaged(experiment: Experiment, corpus: corpora.Corpus, run: Run, world: World, step: int, epoch: int) -> Iterator[Event]:
+    """Validate the mean of the last checkpoints; if it is the best, evaluation takes it."""
+    folder = run.path / "checkpoints"
+    if checkpoints.averaged(folder):
+        return
+    parts = checkpoints.existing(folder)[-(experiment.training.average or 0) :]
+    if len(parts) < 2:
+        return
+    if world.rank == 0:
+        checkpoints.average(parts, folder)
+    world.sum(0.0)
+    target = folder / checkpoints.AVERAGE
+    model = models.load(experiment.model.family, target, experiment.corpus.language).to(world.device)
+    event = validate(experiment, model, corpus, run, world, step, epoch)
+    if world.rank == 0:
+        checkpoints.finish_average(folder, step=step, epoch=epoch, wer=event["wer"], model=model)
+    world.sum(0.0)
+    steps = ", ".join(str(c.step) for c in parts)
+    yield {
+        "kind": "message",
+        "level": "info",
+        "text": f"the mean of the checkpoints at steps {steps} has a WER of {100 * event['wer']:.2f} %",
+    }
+
+
 def _seed(*place: int) -> int:
     return int(np.random.SeedSequence(place).generate_state(1)[0])
-
-
-def estimate(experiment: Experiment, clips: Clips, plan: Plan, start: str) -> float:
-    """Seconds that the plan's steps will take in this process, from two timed short steps and one at 30 s.
-
-    Args:
-        experiment: The config.
-        clips: The training clips.
-        plan: Their plan.
-        start: Folder of the initial weights.
-    """
-    model = models.load(experiment.model.family, start, experiment.corpus.language).train()
-    short = [s for s in plan.epoch(0) if not s.full_context]
-    full = [s for s in plan.epoch(0) if s.full_context]
-    seconds = {"short": 0.0, "full": 0.0}
-    _timed(experiment, model, clips, (short or full)[0])  # warm-up
-    for kind, steps in (("short", short[:2]), ("full", full[:1])):
-        if steps:
-            heard = sum(s.heard for s in steps)
-            rate = sum(_timed(experiment, model, clips, s) for s in steps) / heard
-            seconds[kind] = rate * sum(s.heard for s in (short if kind == "short" else full))
-    return sum(seconds.values()) * experiment.training.epochs
-
-
-def _timed(experiment: Experiment, model: Any, clips: Clips, step: Step) -> float:
-    began = time.perf_counter()
-    passes = [piece for micro in step.micros for piece in micro.pieces(experiment.cluster.device_seconds)]
-    for batch in feed(clips, passes):
-        with decoding.autocast("cpu", experiment.training.precision):
-            loss = model.loss(batch)
-        (loss.total / loss.tokens).backward()
-    return time.perf_counter() - began

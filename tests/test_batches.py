@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from speechlab.batches import Batch, collate, feed
+from speechlab.batches import Batch, Clips, collate, feed
 from speechlab.config import ContextConfig
 from speechlab.plan import Plan
-from speechlab.training import Clips
 
 QUICKSTART = {"seed": 1, "batch_seconds": 60.0, "micro_batches": 2, "context": ContextConfig()}
 

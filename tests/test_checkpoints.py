@@ -49,7 +49,7 @@ def stepped(model: nn.Module) -> torch.optim.Optimizer:
 
 def saved(folder: Path, step: int, wer: float | None = None, seed: int | None = None) -> Checkpoint:
     model = Tiny(step if seed is None else seed)
-    return checkpoints.save(folder, model, stepped(model), step=step, epoch=0, wer=wer)
+    return checkpoints.save(folder, model, stepped(model), {"step": step, "epoch": 0, "wer": wer})
 
 
 def flip(path: Path, at: float = 0.5) -> None:
@@ -75,7 +75,7 @@ def small(small_whisper) -> tuple[Whisper, torch.optim.Optimizer]:
 
 def test_weights_and_optimizer_come_back_bit_by_bit(small_whisper, small, tmp_path):
     model, optimizer = copy.deepcopy(small)
-    checkpoint = checkpoints.save(tmp_path, model, optimizer, step=7, epoch=1, wer=0.25)
+    checkpoint = checkpoints.save(tmp_path, model, optimizer, {"step": 7, "epoch": 1, "wer": 0.25})
     assert (
         checkpoint == checkpoints.existing(tmp_path)[0] == Checkpoint(tmp_path / "step-000007", 7, 0.25, checkpoints.weights_digest(model))
     )
@@ -250,7 +250,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(small, disk, megabytes, full_at):
     folder = disk(megabytes) / "checkpoints"
     first = saved(folder, 1, 0.5)
     with pytest.raises(InputError, match=DISK_FULL):
-        checkpoints.save(folder, *small, step=2, epoch=0, wer=0.1)
+        checkpoints.save(folder, *small, {"step": 2, "epoch": 0, "wer": 0.1})
     assert holds_only_the_first(folder, first), full_at
     assert shutil.disk_usage(folder).used < 100_000
     assert saved(folder, 3).step == 3  # and what fits still goes

@@ -388,3 +388,15 @@ def test_kept_cuts_are_relative_to_their_folder(prompts):
 def test_importing_corpora_is_cheap():
     code = "import sys, speechlab.corpora; sys.exit(bool({'torch', 'lhotse', 'ray', 'transformers', 'rich'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_several_languages_are_joined_and_each_clip_keeps_its_split(prompts):
+    italian, both = corpora.prepare("prompts", language="it"), corpora.prepare("prompts", language="en, it")
+    for split in corpora.SPLITS:
+        assert sorted(c.id for c in both.cuts[split]) == sorted([c.id for c in prompts.cuts[split]] + [c.id for c in italian.cuts[split]])
+    assert len(both.set_aside) == len(prompts.set_aside) + len(italian.set_aside)
+    assert both.language == "en,it"
+    assert both.manifest_sha256 not in (prompts.manifest_sha256, italian.manifest_sha256)
+    assert both.manifest_sha256 == corpora.prepare("prompts", language="it,en").manifest_sha256, "whatever their order"
+    with pytest.raises(InputError, match=r"same id[\s\S]*en/"):
+        corpora.prepare("prompts", language="en,en")

@@ -40,7 +40,7 @@ def trained(run, small_whisper) -> Run:
     """A run with a checkpoint, whose weights are a little off the first ones."""
     model = models.load("whisper", small_whisper, "en")
     model.net.model.decoder.layer_norm.bias.data.mul_(1.01)
-    checkpoints.save(run.path / "checkpoints", model, optim.adamw(model, run.config.optim), step=1, epoch=0, wer=0.5)
+    checkpoints.save(run.path / "checkpoints", model, optim.adamw(model, run.config.optim), {"step": 1, "epoch": 0, "wer": 0.5})
     return run
 
 
@@ -157,15 +157,25 @@ def test_differences_are_paired_and_in_points():
 
 
 def test_side_by_side_shows_the_wrong_ones_worst_first():
-    table = evaluation.side_by_side(BEFORE, AFTER, "english")
-    assert list(table) == ["id", "duration", "reference", "before", "after", "errors_before", "errors_after"]
-    assert list(table.itertuples(index=False, name=None)) == [
+    table, named = evaluation.side_by_side([BEFORE, AFTER], "english")
+    assert named == {"before": BEFORE.label, "after": AFTER.label}
+    assert list(
+        table[["id", "duration", "reference", "before", "after", "errors_before", "errors_after"]].itertuples(index=False, name=None)
+    ) == [
         ("c", 0.6, "goodbye", "goodbye now", "", 1, 1),
         ("a", 1.5, "please press one", "please press 2", "please press one", 1, 0),
         ("b", 0.8, "thank you", "thank", "thank you", 1, 0),
     ]
-    perfect = made("pretrained", "full", PERFECT)
-    assert evaluation.side_by_side(perfect, perfect, "english").empty
+    perfect = made("finetuned", "short", PERFECT)
+    assert evaluation.side_by_side([made("pretrained", "full", PERFECT), perfect], "english")[0].empty
+
+
+def test_a_model_from_scratch_stands_alone():
+    alone = dataclasses.replace(AFTER, system="trained", context="clip")
+    table, named = evaluation.side_by_side([alone], "english")
+    assert named == {"after": "trained"}
+    assert list(table.id) == ["c"]
+    assert "before" not in table
 
 
 # --- runs ---

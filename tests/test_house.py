@@ -19,14 +19,16 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # the one module that may know each of these
 ONLY_IMPORTER = {
-    "ray": {"cluster", "ingest"},  # one trains, the other prepares
+    "ray": {"cluster", "ingest", "tune"},  # one trains, one prepares, one searches
     "mlflow": {"tracking"},
-    "panel": {"board", "listen", "plots", "report", "review"},  # report: where its style sheets lie
-    "holoviews": {"board", "listen", "plots"},
+    "panel": {"board", "listen", "plots", "report", "review", "trials"},  # report: where its style sheets lie
+    "holoviews": {"board", "listen", "plots", "trials"},
     "bokeh": {"board", "listen", "plots"},
     "papermill": {"report"},
     "nbconvert": {"report"},
-    "transformers": {"features", "whisper", "ctranslate2", "weights"},
+    "transformers": {"features", "whisper", "wav2vec2", "ctranslate2", "weights"},
+    "peft": {"adapters"},
+    "sentencepiece": {"ctc"},
     "lhotse": {"base", "conditioning", "librispeech", "prompts", "shards"},  # all of them in corpora/
     "soundfile": {"audio", "formats"},
     "av": {"audio", "effects", "formats"},  # effects: codecs without files
@@ -42,6 +44,8 @@ LONG: dict[str, str] = {
     "config.py": "all that an experiment is stands in one place, validated in one place",
     "fetch.py": "four kinds of places with one behaviour; apart they would repeat it",
     "plots.py": "every figure of the lab, in one style",
+    "wav2vec2.py": "both objectives share one encoder, and what a folder may hold is checked where it is read",
+    "weights.py": "every place that weights come from behaves alike",
     "scoring.py": "counts, intervals and tests share the units that they resample",
 }
 

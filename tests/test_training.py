@@ -16,15 +16,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from torch.amp.grad_scaler import GradScaler
 
 from speechlab import audio, checkpoints, config, corpora, models, training
-from speechlab.batches import feed
+from speechlab.batches import Clips, feed
 from speechlab.errors import InputError
 from speechlab.models import Loss
 from speechlab.models.whisper import Whisper
 from speechlab.plan import Micro, Plan, Step
 from speechlab.runs import Run
-from speechlab.training import World
+from speechlab.world import World
 
 # what a step is, leaving out how long it took
 RESULT = ["step", "epoch", "loss", "lr", "grad_norm", "clips", "audio_seconds", "padded_seconds", "heard_seconds", "full_context"]
@@ -38,6 +40,7 @@ def experiment(**sections: Any) -> config.Experiment:
         "context": {"margin_min": 0.1, "margin_max": 0.5, "full_fraction": 0.2},
         "optim": {"lr": 1e-3, "warmup_steps": 2},
         "training": {"epochs": 2, "batch_seconds": 6.5, "micro_batches": 2, "precision": "fp32"},
+        "cluster": {"device_seconds": 240.0},  # no probe: some tests count the model's calls
     }
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
@@ -123,8 +126,9 @@ def test_events_of_a_run(whole, little):
     kinds = [e["kind"] for e in events]
     start = events[0]
     steps = start["steps"]
+    assert start["device_seconds"] == 240
     assert (start["kind"], start["workers"], start["resumed_from"], start["device"]) == ("start", 1, None, "cpu")
-    assert steps == 2 * training.plan_for(experiment(), training.Clips.of(little)).steps_in(0) >= 8
+    assert steps == 2 * training.plan_for(experiment(), Clips.of(little)).steps_in(0) >= 8
     assert (kinds.count("step"), kinds.count("validation"), kinds.count("checkpoint"), kinds[-1]) == (steps, 2, 2, "end")
     assert whole.state == "finished"
     table = whole.steps()
@@ -139,7 +143,8 @@ def test_events_of_a_run(whole, little):
     assert table.memory_bytes.min() > 50_000_000
     kept = checkpoints.existing(whole.path / "checkpoints")
     assert [c.step for c in kept] == [steps // 2, steps]
-    assert events[-1]["best"] == {"step": checkpoints.best(kept).step, "wer": checkpoints.best(kept).wer}
+    best = checkpoints.best(kept)
+    assert events[-1]["best"] == {"step": best.step, "wer": best.wer, "path": f"checkpoints/{best.path.name}"}
     assert [c.wer for c in kept] == list(whole.validations().wer)
 
 
@@ -229,13 +234,120 @@ def test_a_loss_that_is_not_a_number_names_step_and_clips(train, little, monkeyp
     spoil(monkeypatch, at=3, change=lambda loss: Loss(loss.total * math.nan, loss.tokens))
     run = Run.create(experiment(), tmp_path)
     with pytest.raises(
-        InputError, match=r"loss of step 2 is not a number(.|\n)*got: *loss nan(.|\n)*finite(.|\n)*look at its clips: "
+        InputError,
+        match=r"loss of step 2 is not a number(.|\n)*got: *loss nan(.|\n)*finite(.|\n)*look at its clips, kept in .*failures.*: ",
     ) as e:
         train(experiment(), run)
-    clips = training.Clips.of(little)
+    clips = Clips.of(little)
     _, step = training.plan_for(experiment(), clips).step(1)
-    assert str(e.value).rpartition("clips: ")[2].split(", ") == [clips.cuts[i].id for m in step.micros for i in m.clips]
+    spoilt = [clips.cuts[i] for i in step.micros[1].clips]
+    assert str(e.value).rpartition(".*: ")[2].split(", ") == [cut.id for cut in spoilt]
     assert [e["kind"] for e in run.events()] == ["start", "step"]
+    # the batch is kept: what was heard, what was to be learnt, and which part of it failed
+    (about,) = (run.path / "failures").glob("*.json")
+    assert about.name == "step-000002-worker-0.json"
+    parts = json.loads(about.read_text())
+    assert [math.isnan(float(part["loss"])) for part in parts] == [False, True]
+    assert parts[1]["texts"] == [cut.supervisions[0].text for cut in spoilt]
+    wave_BN = load_file(about.with_suffix(".safetensors"))["wave_1"]
+    np.testing.assert_array_equal(wave_BN[0, : round(16_000 * parts[1]["seconds"][0])], corpora.load_audio(spoilt[0]))
+
+
+# --- what the loop can do beside, each exact after an interruption ---
+
+SMALL_LORA = {"rank": 4, "targets": ["q_proj", "v_proj"]}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ema": {"training": {"ema": 0.9}},
+    "lora": {"model": {"lora": SMALL_LORA}},
+    "lora and ema": {"model": {"lora": SMALL_LORA}, "training": {"ema": 0.9}},
+    "frozen encoder": {"model": {"freeze": "encoder"}},
+    "gradient checkpointing": {"training": {"gradient_checkpointing": True}},
+    "fp16": {"training": {"precision": "fp16"}},
+    "mean of checkpoints": {"training": {"average": 2, "checkpoint_steps": 2}},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_each_variant_goes_on_exactly_where_it_was_stopped(train, name):
+    made = experiment(**VARIANTS[name])
+    undisturbed, stopped = train(made), train(made, stop_after=2)
+    assert stopped.state == "stopped"
+    stopped.stop_file.unlink()
+    train(made, stopped)
+    assert_same(undisturbed, stopped)
+    best = [run.events()[-1]["best"] for run in (undisturbed, stopped)]
+    assert best[0] == best[1]
+
+
+def test_the_average_is_what_is_published_and_the_weights_go_on_beside_it(train, whole):
+    averaged = train(experiment(training={"ema": 0.9}))
+    assert list(averaged.steps().loss) == list(whole.steps().loss), "an average does not change what is learnt"
+    published, plain = (load_file(checkpoints.existing(r.path / "checkpoints")[-1].path / "model.safetensors") for r in (averaged, whole))
+    kept = load_file(checkpoints.existing(averaged.path / "checkpoints")[-1].path / "trained.safetensors")
+    name = "model.decoder.layers.0.fc1.weight"
+    assert torch.equal(kept[f"parameter/net.{name}"], plain[name])
+    assert torch.equal(kept[f"average/net.{name}"], published[name])
+    assert not torch.equal(published[name], plain[name])
+
+
+def test_the_mean_of_the_last_checkpoints_is_their_mean_and_a_candidate(train):
+    run = train(experiment(training={"average": 2, "checkpoint_steps": 2}))
+    folder = run.path / "checkpoints"
+    last = [load_file(c.path / "model.safetensors") for c in checkpoints.existing(folder)[-2:]]
+    mean = load_file(folder / "average" / "model.safetensors")
+    for name, value in mean.items():
+        torch.testing.assert_close(value, (last[0][name] + last[1][name]) / 2)
+    found = checkpoints.averaged(folder)
+    assert found is not None and found in checkpoints.candidates(folder)
+    assert checkpoints.damage(found) is None
+    assert found.wer is not None and f"{100 * found.wer:.2f} %" in next(e["text"] for e in run.events() if "mean of" in e.get("text", ""))
+    assert models.load("whisper", found.path, "en")
+    assert [e["kind"] for e in train(run.config, run).events()][-2:] == ["start", "end"], "it is not made twice"
+
+
+def test_training_stops_early_where_nothing_gets_better_and_stays_stopped(train, monkeypatch):
+    wers = iter([0.5, 0.4, 0.4, 0.6, 0.1, 0.1])
+
+    def validate(*args: Any) -> dict[str, Any]:
+        return {
+            "kind": "validation",
+            "step": args[5],
+            "epoch": args[6],
+            "wer": next(wers),
+            "cer": 0.0,
+            "clips": 3,
+            "seconds": 0.0,
+            "samples": [],
+        }
+
+    monkeypatch.setattr(training, "validate", validate)
+    made = experiment(training={"epochs": 6, "patience": 2})
+    run = train(made)
+    assert list(run.validations().wer) == [0.5, 0.4, 0.4, 0.6]
+    assert run.state == "finished"
+    assert run.events()[-1]["best"]["wer"] == 0.4
+    assert any("stopped early" in e.get("text", "") for e in run.events())
+    train(made, run)
+    assert len(run.validations()) == 4, "called again it does not go on"
+
+
+def test_validation_every_other_epoch_and_after_the_last(train):
+    run = train(experiment(training={"epochs": 3, "validate_epochs": 2}))
+    assert list(run.validations().epoch) == [1, 2]
+
+
+def test_fp16_skips_steps_that_overflow_and_says_so(train, monkeypatch):
+    monkeypatch.setattr(training, "GradScaler", lambda device, enabled: GradScaler(device, enabled=enabled, init_scale=2.0**40))
+    run = train(experiment(training={"precision": "fp16"}))
+    skipped = run.steps().skipped.tolist()
+    assert any(skipped)
+    assert run.state == "finished"
+
+
+def test_more_workers_than_parts_of_a_step_are_refused(little, small_whisper, tmp_path):
+    run = Run.create(experiment(), tmp_path)
+    with pytest.raises(InputError, match=r"more workers than parts[\s\S]*3 workers for training.micro_batches 2"):
+        next(training.train(experiment(), little, str(small_whisper), run, World(0, 3)))
 
 
 # --- one objective, however a step is cut up ---
@@ -287,7 +399,7 @@ def test_the_gradient_does_not_depend_on_how_a_step_is_cut_up(little, small_whis
     assert (pieces - merged).norm() / merged.norm() < 1e-5
 
     # negative control: the mean over micro-batches of their means, as many templates have it
-    clips = training.Clips.of(little)
+    clips = Clips.of(little)
     model = models.load("whisper", small_whisper, "en")
     tokens = [sum(model.count_tokens([clips.texts[i] for i in m.clips])) for m in planned(made, clips).step(0)[1].micros]
     assert tokens[0] != tokens[1]
@@ -313,7 +425,7 @@ def worker(rank: int, made: config.Experiment, corpus: corpora.Corpus, weights: 
 def test_two_workers_learn_what_one_does(train, little, noisy, tmp_path):
     # at 30 s a clip a pass: workers differ in how many they make
     made = experiment(context={"full_fraction": 1.0}, cluster={"device_seconds": 40.0})
-    planned = [s for epoch in (0, 1) for s in training.plan_for(made, training.Clips.of(little)).epoch(epoch)]
+    planned = [s for epoch in (0, 1) for s in training.plan_for(made, Clips.of(little)).epoch(epoch)]
     assert any(len({len(m.pieces(40.0)) for m in s.micros}) > 1 for s in planned)
     one, two = train(made), Run.create(made, tmp_path)
     mp.spawn(worker, (made, little, str(noisy), two.path), nprocs=2)
@@ -333,8 +445,6 @@ def test_two_workers_learn_what_one_does(train, little, noisy, tmp_path):
 
 def flat(folder: Path) -> torch.Tensor:
     """All weights of a folder, one after another."""
-    from safetensors.torch import load_file
-
     return torch.cat([value.flatten() for _, value in sorted(load_file(folder / "model.safetensors").items())])
 
 
@@ -350,12 +460,6 @@ def test_the_real_weights_learn(train, tiny_en):
     assert losses[0] > 1.5 * losses[1] > losses[2]
 
 
-def test_an_estimate_is_a_positive_time(little, small_whisper):
-    clips = training.Clips.of(little)
-    made = experiment()
-    assert 0 < training.estimate(made, clips, training.plan_for(made, clips), str(small_whisper)) < 600
-
-
 # --- augmentation ---
 
 AUGMENT = {"speed": {}, "noise": {"probability": 1.0}, "gain": {}, "codec": {"probability": 0.5, "kinds": ["telephone"]}, "spec": {}}
@@ -368,7 +472,7 @@ def augmented(train) -> Run:
 
 def test_augmentation_changes_what_is_learnt_and_the_plan_knows_its_durations(augmented, whole, little):
     made = experiment(augment=AUGMENT)
-    clips = training.Clips.of(little, made)
+    clips = Clips.of(little, made)
     plan = training.plan_for(made, clips, [5] * 16)
     table = augmented.steps()
     assert len(table) == plan.steps(2)
@@ -384,7 +488,7 @@ def test_augmentation_changes_what_is_learnt_and_the_plan_knows_its_durations(au
 def test_masks_reach_the_model(little, noisy, monkeypatch):
     """SpecAugment alone: the loss differs from that of the same waves unmasked."""
     made = experiment(augment={"spec": {}})
-    clips = training.Clips.of(little, made)
+    clips = Clips.of(little, made)
     batch = next(feed(clips, [Micro(tuple(range(6)), 3.0)]))
     assert batch.masks is not None
     assert all(m is not None for m in batch.masks)

@@ -57,10 +57,16 @@ def prepare(
 def configured(config: CorpusConfig) -> Corpus:
     """The corpus that an experiment's config names, with its user's decisions, trimmed and levelled as it says.
 
+    Several languages, separated by commas, are prepared one after another and joined.
+
     Raises:
         InputError: as for :func:`prepare`.
     """
-    from speechlab.corpora import build, conditioning, decisions
+    from speechlab.corpora import base, build, conditioning, decisions
+
+    if "," in config.language:
+        languages = [language.strip() for language in config.language.split(",")]
+        return base.joined([configured(config.model_copy(update={"language": language})) for language in languages])
 
     module = _module(config)
     if config.name in READERS:

@@ -282,6 +282,33 @@ def changed(
     return replace(corpus, cuts=sets, set_aside=aside, notes={**corpus.notes, **(notes or {})}, manifest_sha256=_identity(sets))
 
 
+def joined(corpora: Sequence[Corpus]) -> Corpus:
+    """Several corpora as one, each clip in the split that it has.
+
+    Args:
+        corpora: At least one; ids of clips differ between them.
+
+    Raises:
+        InputError: if two clips have one id.
+    """
+    from lhotse import CutSet
+
+    cuts = {split: [cut for corpus in corpora for cut in corpus.cuts[split]] for split in SPLITS}
+    seen: set[str] = set()
+    for cut in (cut for split in SPLITS for cut in cuts[split]):
+        if cut.id in seen:
+            raise InputError("Two clips of joined corpora have the same id.", got=cut.id, expected="ids that tell them apart",
+                             do="name each language once; put the language into the ids of your corpora")  # fmt: skip
+        seen.add(cut.id)
+    sets = {split: CutSet.from_cuts(sorted(cuts[split], key=lambda cut: cut.id)) for split in SPLITS}
+    names, languages, licences, attributions = (
+        list(dict.fromkeys(getattr(corpus, field) for corpus in corpora)) for field in ("name", "language", "licence", "attribution")
+    )
+    aside = sorted((row for corpus in corpora for row in corpus.set_aside), key=lambda row: row.id)
+    notes = {corpus.language: corpus.notes for corpus in corpora}
+    return Corpus(" + ".join(names), ",".join(languages), sets, "; ".join(licences), "; ".join(attributions), aside, notes, _identity(sets))
+
+
 def _identity(cuts: dict[str, CutSet]) -> str:
     """SHA-256 over the lines of the manifest, each ended by a newline."""
     lines = manifest([cut for split in SPLITS for cut in cuts[split]])

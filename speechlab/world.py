@@ -1,0 +1,40 @@
+"""This worker among the workers, and what they agree on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This worker among the workers.
+
+    Attributes:
+        rank: From 0; rank 0 writes checkpoints and events.
+        size: All workers.
+        device: Torch device of this one.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over workers: one collective, and a barrier."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def gather(self, rows: list[Any]) -> list[Any]:
+        """The rows of all workers, on every worker."""
+        if self.size == 1:
+            return rows
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, rows)
+        return [row for part in parts for row in part]
