@@ -24,9 +24,9 @@ from speechlab.markup import Html, alignment_html, definitions_html, player_html
 from speechlab.units import SAMPLE_RATE, Seconds
 
 __all__ = [
-    "COLOURS", "CURVES", "Html", "alignment_html", "curves", "decimate", "definitions_html", "durations", "error_rates", "extension",
-    "gradient_norm", "learning_rate", "loss", "memory", "player_html", "samples_html", "spectrogram", "speed", "table_html", "waste",
-    "waveform", "word_error_rate",
+    "COLOURS", "CURVES", "Html", "alignment_html", "curves", "decimate", "definitions_html", "dimension", "durations", "error_rates",
+    "extension", "gradient_norm", "learning_rate", "loss", "memory", "player_html", "samples_html", "spectrogram", "speed", "table_html",
+    "trials", "waste", "waveform", "word_error_rate",
 ]  # fmt: skip
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # blue, vermilion, green, purple
@@ -192,6 +192,45 @@ def word_error_rate(validations: pd.DataFrame) -> hv.Overlay:
     line = _curve(table, ["wer", "cer"], "WER", "%", 1, None)
     dots = hv.Scatter(table, line.kdims, line.vdims).opts(color=COLOURS[1], size=8, hover_tooltips=tips, tools=["hover"])
     return _finish(line * dots, "Validation word error rate", floor=True)
+
+
+def trials(curves: pd.DataFrame) -> hv.Overlay:
+    """Validation WER over epochs of every trial of a sweep; the best so far stands out.
+
+    Args:
+        curves: Columns trial, epoch and wer (a fraction), one row a validation.
+    """
+    _need(curves, ["trial", "epoch", "wer"], "trials")
+    table = curves.assign(percent=100 * curves.wer.astype(float))
+    best = table.trial.iloc[int(np.nanargmin(table.percent))] if table.percent.notna().any() else None
+    x, y = hv.Dimension("epoch", label="epochs"), hv.Dimension("percent", label="WER", unit="%")
+    tips = [("trial", "@trial"), ("epoch", "@epoch"), ("WER", "@percent{0.00} %")]
+    layers: list[Any] = []
+    for name, part in sorted(table.groupby("trial"), key=lambda named: named[0] == best):
+        looks = {"color": COLOURS[1], "line_width": 3} if name == best else {"color": GREY, "line_width": 1, "alpha": 0.7}
+        curve = hv.Curve(part, x, [y, "trial"]).opts(**looks)
+        dots = hv.Scatter(part, x, [y, "trial"]).opts(color=looks["color"], size=6, tools=["hover"], hover_tooltips=tips)
+        layers += [curve, dots]
+    layers = layers or [hv.Curve(table, x, [y, "trial"])]
+    return _finish(hv.Overlay(layers).opts(show_legend=False), "Validation word error rate of each trial", floor=True)
+
+
+def dimension(table: pd.DataFrame, key: str, logarithmic: bool = False) -> hv.Scatter:
+    """Best WER of each trial over one value that was varied.
+
+    Args:
+        table: Columns trial, best (a fraction), epochs and the key, one row a trial.
+        key: The value's column.
+        logarithmic: Whether its axis is.
+    """
+    _need(table, ["trial", "best", "epochs", key], "a dimension")
+    rows = table.assign(percent=100 * table.best.astype(float), value=table[key])
+    if not pd.api.types.is_numeric_dtype(rows.value):
+        rows["value"] = rows.value.astype(str)
+    x, y = hv.Dimension("value", label=key), hv.Dimension("percent", label="best WER", unit="%")
+    tips = [("trial", "@trial"), (key, "@value"), ("best WER", "@percent{0.00} %"), ("epochs", "@epochs")]
+    dots = hv.Scatter(rows, x, [y, "trial", "epochs"]).opts(color=COLOURS[0], size=9, tools=["hover"], hover_tooltips=tips)
+    return _finish(dots.opts(logx=logarithmic), f"WER over {key}")
 
 
 # -- corpus and evaluation -----------------------------------------------------------------------
