@@ -31,6 +31,7 @@ from speechlab.plan import Plan, Step
 from speechlab.runs import Run, write_atomic
 from speechlab.units import SAMPLE_RATE, Seconds
 
+PROBE = 2  # raise it when probing changes: what was found before is then found anew
 RESERVE = 0.15  # of the free memory, left for allocators and whatever else runs
 MOST_ON_CPU: Seconds = 240.0  # passes that hear more are no faster there
 MOMENTS = 8  # bytes that AdamW keeps for each trainable weight
@@ -205,6 +206,7 @@ def _peak_rss() -> float:
 def _key(experiment: Experiment, model: Any, trainable: int, context: Seconds, device: str) -> str:
     cuda = torch.device(device).type == "cuda"
     what = {
+        "probe": PROBE,
         "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "model": experiment.model.model_dump(exclude={"revision"}),

@@ -55,21 +55,26 @@ def main() -> None:
 def train(
     config: ConfigOption = QUICKSTART,
     set_: SetOption = None,
-    resume: Annotated[str | None, typer.Option(help="go on with this run instead of making a new one")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="go on with this run (id, path, or URI of its copy) instead of making a new one")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="validate, show plan, padding, steps and estimated time, and stop")] = False,
     progress: Annotated[bool, typer.Option(help="show a progress bar")] = True,
 ) -> None:
-    """Train on a config; the run directory is printed at the end. Ctrl-C saves and stops, twice ends at once."""
+    """Train on a config; the run directory is printed at the end. Ctrl-C saves and stops, twice ends at once.
+
+    A run that goes on keeps its config; with --set, where it runs (cluster.*, tracking.*) can change.
+    """
     from speechlab import cluster, tracking
 
-    if resume is not None:
-        run = runs.find(resume)
-    else:
-        experiment = configs.load(config, set_ or [])
-        if dry_run:
-            _dry_run(experiment)
-            return
-        run = runs.Run.create(experiment)
+    resumed = _found(resume) if resume is not None else None
+    experiment = resumed.changed(set_ or []) if resumed else configs.load(config, set_ or [])
+    if dry_run:
+        _dry_run(experiment)
+        return
+    run = resumed or runs.Run.create(experiment)
+    if resumed and set_:
+        run.change(set_)
     with tracking.Follower(run), _Progress(run, progress):
         state = cluster.drive(run)
     out.print(f"{state}: {run.path}", markup=False)
@@ -122,6 +127,34 @@ def report(
         out.print(line, markup=False)
     out.print(f"in all          {clock(time.monotonic() - began)}, peak memory {meter.peak / 1e9:.1f} GB over all processes", markup=False)
     out.print(str(path), markup=False)
+
+
+@app.command()
+def tune(
+    config: ConfigOption = QUICKSTART,
+    set_: SetOption = None,
+    space: Annotated[
+        list[str] | None, typer.Option(help="section.key=kind(values): choice, uniform, loguniform, randint; repeatable")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, max=10_000, help="how many are drawn")] = 8,
+    concurrent: Annotated[int | None, typer.Option(min=1, help="trials at once")] = None,
+    resume: Annotated[str | None, typer.Option(help="go on with this sweep instead of making a new one")] = None,
+) -> None:
+    """Search over values of a config with ASHA; the path of the best config is the last line."""
+    from speechlab import sweeps
+    from speechlab import tune as tuning
+
+    if resume is not None:
+        path = Path(resume)
+        sweep = sweeps.Sweep(path if path.is_absolute() or path.exists() else configs.reports() / resume)
+    else:
+        sweep = sweeps.Sweep.create(configs.load(config, set_ or []), sweeps.space(space or []), trials)
+    out.print(f"sweep of {len(sweep.runs)} trials: {sweep.path}", markup=False)
+    best = tuning.drive(sweep, concurrent=concurrent)
+    for row in sweep.table().sort_values("best").to_dict("records"):
+        values = ", ".join(f"{d.key}={row[d.key]}" for d in sweep.dimensions)
+        out.print(f"{row['trial']}  {row['state']:<12} {row['epochs']:>3} epochs  WER {100 * row['best']:6.2f} %  {values}", markup=False)
+    out.print(str(best) if best else "no trial was validated", markup=False)
 
 
 @app.command()
@@ -216,25 +249,36 @@ def doctor() -> None:
     raise SystemExit(int(worst))
 
 
+def _found(name: str) -> runs.Run:
+    from speechlab import storage
+
+    return storage.pull(name, configs.reports()) if runs.is_uri(name) else runs.find(name)
+
+
 def _inputs(experiment: configs.Experiment) -> tuple[Any, Any]:
-    from speechlab import corpora, models
-    from speechlab.models import weights
+    from speechlab import corpora, models, training
+    from speechlab.batches import Clips
 
     models.check_family(experiment.model.family)
     corpus = corpora.configured(experiment.corpus)
-    return corpus, weights.resolve(experiment.model.family, experiment.model.weights, experiment.model.revision)
+    return corpus, training.begin(experiment, Clips.of(corpus))
 
 
 def _dry_run(experiment: configs.Experiment) -> None:
-    from speechlab import training
+    from speechlab import budget, cluster, models, share, training
+    from speechlab.batches import Clips
 
     corpus, start = _inputs(experiment)
-    clips = training.Clips.of(corpus, experiment)
+    clips = Clips.of(corpus, experiment)
     plan = training.plan_for(experiment, clips)
     summary = plan.summary()
     epochs = experiment.training.epochs
-    with out.status("timing three steps of the plan"):
-        estimate = training.estimate(experiment, clips, plan, str(start.path))
+    with out.status("probing the memory and timing three steps of the plan"):
+        model = models.load(experiment.model.family, start.path, experiment.corpus.language, experiment.model).train()
+        room = budget.find(experiment, model, clips, plan, "cpu", max(1, experiment.cluster.workers))
+        limit = experiment.cluster.device_seconds or room.seconds
+        estimate = budget.seconds_of_steps(experiment, clips, plan, model, limit)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lines = {
         "config": f"{experiment.name}, signature {experiment.signature}",
         "corpus": f"{corpus.name} ({corpus.language}), manifest {corpus.manifest_sha256[:12]}, "
@@ -246,7 +290,8 @@ def _dry_run(experiment: configs.Experiment) -> None:
         "audio": f"{clock(summary.audio)} an epoch",
         "padding": f"{100 * summary.padding:.1f} % of the batches; "
         f"with margins and 30 s steps the encoder hears {clock(summary.heard)} an epoch",
-        "workers": f"{experiment.cluster.workers} on {experiment.cluster.device}",
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}, of which {trainable:,} learn",
+        **share.explain(experiment, cluster.machines(experiment.cluster), room),
         "estimated time": f"{clock(estimate)} of steps on this machine in one process, validation and start-up not included",
     }
     for name, text in lines.items():
@@ -282,6 +327,9 @@ class _Progress:
         while not self._over.wait(0.3):
             for event in tail.read():
                 if event["kind"] == "start":
+                    if bar is not None:  # after a lost worker, perhaps with fewer of them
+                        bar.close()
+                    tqdm.write(f"{event['workers']} worker{'' if event['workers'] == 1 else 's'} on {event['device']}")
                     bar = tqdm(total=event["steps"], initial=event["resumed_from"] or 0, unit="step")
                 elif event["kind"] == "step" and bar is not None:
                     bar.update(event["step"] - bar.n)

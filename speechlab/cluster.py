@@ -5,14 +5,19 @@ Three ways in: :func:`drive` trains a run from this process, :func:`launch` does
 events live in the run directory, not in Ray's: a lost worker is restarted by Ray, finds its place
 there, and a lost driver is resumed by driving the same run again.
 
-On a cluster of several nodes the run directory must lie on storage that all of them mount. Not
-covered yet: elastic worker counts, storage by URI.
+With ``cluster.workers_min`` the number of workers follows the machines: as many as there is room for, from workers_min to
+workers. When one is lost, training goes on from the newest checkpoint with those that are left; when one comes, with
+more. The plan is the same for any number, so the sequence of clips is too; only float sums are in another order.
+
+On a cluster of several nodes the run directory must lie on storage that all of them mount. Not covered: a checkpoint
+made for the sake of a machine that comes or is about to go (``training.checkpoint_steps`` bounds what is done twice).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,13 +30,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from speechlab import pool
-from speechlab.config import Experiment
+from speechlab import pool, storage
+from speechlab.config import ClusterConfig, Experiment
 from speechlab.errors import InputError
 from speechlab.runs import Run, write_atomic
+from speechlab.share import Machine, Share
 from speechlab.units import Seconds
 
 STARTS = 3  # attempts to start Ray here, where it was too slow
+RESIZE: Seconds = 60.0  # between two looks for machines that came, where the number of workers is elastic
+PATIENCE: Seconds = 60.0  # without machines enough, until the run says that it waits for them
 STOP_GRACE: Seconds = 60.0  # from the first Ctrl-C until the workers are ended without their consent
 # glibc keeps what large tensors freed: with blocks from 16 MB mapped on their own a worker stays at 3.2 GB instead of 3.4
 # after twelve steps and takes a fifth less time. From 1 MB on it is 2.6 GB, at one and a half times the time: page
@@ -45,6 +53,10 @@ RAY = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # how long a restart waits for what a lost worker held
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour to come; the old one warns at each start
 }
+
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+UNREACHED = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer", re.IGNORECASE)
 
 
 class TrainingFailed(RuntimeError):
@@ -68,7 +80,7 @@ def drive(run: Run, *, quiet: bool = True) -> str:
         TrainingFailed: if workers were lost more often than ``cluster.max_failures``, or raised.
     """
     experiment = run.config
-    with run.lock():
+    with run.lock(), storage.mirrored(run):
         run.stop_file.unlink(missing_ok=True)
         try:
             with _signals(run) as interrupts:
@@ -137,13 +149,13 @@ async def finished(run: Run, process: subprocess.Popen[bytes] | None = None, pol
 def _work(path: Path, world: Any) -> None:
     """What every worker does: prepare, train, and on rank 0 write the events."""
     from speechlab import corpora, provenance, training
-    from speechlab.models import weights
+    from speechlab.batches import Clips
 
     run = Run(path)
     experiment = run.config
     try:
         corpus = corpora.configured(experiment.corpus)
-        start = weights.resolve(experiment.model.family, experiment.model.weights, experiment.model.revision)
+        start = training.begin(experiment, Clips.of(corpus))
         if world.rank == 0 and not run.provenance:
             record = provenance.collect(
                 experiment,
@@ -165,7 +177,7 @@ def _ray_worker(settings: dict[str, Any]) -> None:
     import ray.train
     import torch
 
-    from speechlab.training import World
+    from speechlab.world import World
 
     context = ray.train.get_context()
     torch.set_num_threads(settings["threads"])
@@ -176,71 +188,105 @@ def _ray_worker(settings: dict[str, Any]) -> None:
 def _alone(experiment: Experiment) -> Any:
     import torch
 
-    from speechlab import decoding
-    from speechlab.training import World
+    from speechlab.decoding import resolve_device
+    from speechlab.world import World
 
-    return World(device=decoding.resolve_device(experiment.cluster.device, torch.cuda.is_available()))
+    return World(device=resolve_device(experiment.cluster.device, torch.cuda.is_available()))
 
 
 # -- the driver ---------------------------------------------------------------------------------
 
 
 def _drive_ray(run: Run, experiment: Experiment, interrupts: list[float], quiet: bool) -> None:
-    _set_environment()  # before the imports below
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import LoggingConfig
-
-    from speechlab.decoding import resolve_device
-
     wanted = experiment.cluster
-    cores = pool.cores()
-    threads = max(1, cores // wanted.workers) if wanted.address is None else 1
-    start_ray(wanted.address, cores=max(cores, wanted.workers) + 1, quiet=quiet)
+    # twice the cores: a restarted worker need not wait until Ray has back what the lost one held
+    start_ray(wanted.address, cores=2 * max(pool.cores(), wanted.workers), quiet=quiet)
+    import ray
+
     try:
-        resources = ray.cluster_resources()
-        device = resolve_device(wanted.device, resources.get("GPU", 0) > 0)
-        kind = "GPU" if device == "cuda" else "CPU"
-        if resources.get(kind, 0) < wanted.workers:
-            raise InputError(
-                f"The cluster has too few {kind}s for the workers.",
-                got=f"{resources.get(kind, 0):g} {kind}s",
-                expected=f"at least cluster.workers = {wanted.workers}",
-                do="lower cluster.workers or add nodes",
-            )
-        trainer = TorchTrainer(
-            _ray_worker,
-            train_loop_config={"run": str(run.path), "threads": threads},
-            torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=wanted.workers, use_gpu=device == "cuda", resources_per_worker={"CPU": 1} if device == "cpu" else None
-            ),
-            run_config=RunConfig(
-                # a name of its own for each drive: Ray resumes a name it knows, and the run directory does that here
-                name=f"{run.id}-{time.time_ns()}",
-                storage_path=str(run.path / "ray"),
-                failure_config=FailureConfig(max_failures=wanted.max_failures, controller_failure_limit=3),
-                logging_config=LoggingConfig("ERROR") if quiet else None,
-            ),
-        )
+        share = Share.of(wanted, _machines(wanted))
+        trainer = _trainer(run, wanted, share, quiet)
         outcome: dict[str, BaseException] = {}
         # in a thread, where fit() installs no signal handler of its own
         fit = threading.Thread(target=_fit, args=(trainer, outcome), daemon=True)
         news = run.tail()
         news.read()  # what an earlier driver left
         fit.start()
+        enough = time.monotonic()
         while fit.is_alive():
             fit.join(0.2)
-            if any(event["kind"] == "failure" for event in news.read()):
-                raise InputError(_last_error(run))  # a worker says so, and no restart will mend it
+            for event in news.read():
+                if event["kind"] == "failure":
+                    raise InputError(event["error"])  # a worker says so, and no restart will mend it
+                if event["kind"] == "start" and event["workers"] < wanted.workers:
+                    run.warn(f"training with {event['workers']} of {wanted.workers} workers")
             if len(interrupts) > 1 or (interrupts and time.monotonic() - interrupts[0] > STOP_GRACE):
                 run.append({"kind": "stopped", "step": _last_step(run)})
                 break
+            if wanted.workers_min and time.monotonic() > enough + PATIENCE:
+                if share.room(_machines(wanted)) < wanted.workers_min:  # Ray waits for ever, and says nothing
+                    run.warn(f"waiting for machines: there is room for fewer than cluster.workers_min = {wanted.workers_min} workers")
+                enough = time.monotonic()
         if "error" in outcome:
             raise TrainingFailed(_worker_error(outcome["error"]))
     finally:
         ray.shutdown()
+
+
+def machines(wanted: ClusterConfig) -> list[Machine]:
+    """The machines that would train; connects to the cluster at ``cluster.address``, if there is one, and starts nothing.
+
+    Raises:
+        InputError: if it cannot be reached.
+    """
+    if wanted.address is None:
+        return _machines(wanted)
+    start_ray(wanted.address, cores=0)
+    import ray
+
+    try:
+        return _machines(wanted)
+    finally:
+        ray.shutdown()
+
+
+def _machines(wanted: ClusterConfig) -> list[Machine]:
+    """This one, whose cores may be shared by more workers than there are, or those of the cluster connected to."""
+    if wanted.address is None:
+        import torch
+
+        return [{"CPU": max(pool.cores(), wanted.workers), "GPU": torch.cuda.device_count()}]
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _trainer(run: Run, wanted: ClusterConfig, share: Share, quiet: bool) -> Any:
+    import torch
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    return TorchTrainer(
+        _ray_worker,
+        # here as many as without Ray, which OMP_NUM_THREADS may limit: their number changes the bits
+        train_loop_config={"run": str(run.path), "threads": min(share.cpus, torch.get_num_threads() if not wanted.address else share.cpus)},
+        torch_config=TorchConfig(backend="nccl" if share.gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=(wanted.workers_min, wanted.workers) if wanted.workers_min else wanted.workers,
+            use_gpu=share.gpu,
+            resources_per_worker=share.resources,
+            elastic_resize_monitor_interval_s=RESIZE,
+        ),
+        run_config=RunConfig(
+            # a name of its own for each drive: Ray resumes a name it knows, and the run directory does that here
+            name=f"{run.id}-{time.time_ns()}",
+            storage_path=str(run.path / "ray"),
+            # a lost machine costs a failure and, while Ray still believes in it, one of the controller's
+            failure_config=FailureConfig(max_failures=wanted.max_failures, controller_failure_limit=wanted.max_failures + 3),
+            logging_config=LoggingConfig("ERROR") if quiet else None,
+        ),
+    )
 
 
 def _fit(trainer: Any, outcome: dict[str, BaseException]) -> None:
@@ -285,6 +331,9 @@ def start_ray(address: str | None, *, cores: int, quiet: bool = True) -> None:
             expected="room for its processes and a writable /tmp/ray" if address is None else f"a Ray head at {address}",
             do="see speechlab doctor; cluster.workers=0 trains in this process without Ray",
         ) from None
+    if quiet:
+        # what Ray prints when a machine is lost, forty lines of it, has no switch; the run's events say what it means
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
     with suppress(OSError):
         (Path.home() / ".ray" / "auth_token").chmod(0o600)  # Ray writes it readable to all
 
@@ -339,9 +388,12 @@ def _last_step(run: Run) -> int:
 
 
 def _worker_error(error: BaseException) -> str:
-    """The cause in one readable cell: the first worker's exception without Ray's wrapping."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for rank, cause in sorted(failures.items()):
-        lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-        return f"worker {rank}: " + "\n".join(lines[-12:])
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    """The cause in one readable cell: one worker's exception without Ray's wrapping and colours."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    # where one worker is lost, the others complain that they cannot reach it: theirs is not the cause
+    rank, cause = min(failures.items(), key=lambda item: (bool(UNREACHED.search(str(item[1]))), item[0]))
+    lines = [line for line in COLOUR.sub("", str(cause)).strip().splitlines() if line.strip()]
+    text = "\n".join(line[:300] for line in lines[-12:]) or type(cause).__name__
+    if "TrainController" in text:  # the cluster could not call back
+        text += "\n  do: see that RAY_AUTH_MODE and the token are the same here and on every machine of the cluster"
+    return f"worker {rank}: {text}" if hasattr(error, "worker_failures") else text

@@ -304,7 +304,7 @@ class ClusterConfig(Section):
     device_seconds: Seconds | None = Field(None, gt=0, description="most audio of one forward pass; none finds what the memory allows")
     loader_workers: int = Field(0, ge=0, le=64, description="processes that prepare input, per worker; 0 is in the worker")
     max_failures: int = Field(2, ge=0, description="restarts after a lost worker")
-    storage: str | None = Field(None, description="folder that all nodes share, for the run directories")
+    storage: str | None = Field(None, description="folder that all nodes share, or a URI that runs are copied to")
 
 
 class TrackingConfig(Section):

@@ -4,14 +4,15 @@ Everything that shows or compares a run (MLflow, board, report) is a reader of t
 thing serves the live cell, the batch run, the served page and the reader a month later::
 
     reports/<run id>/
-      config.yaml        the resolved config
+      config.yaml        the resolved config, frozen
+      overrides.txt      cluster.* and tracking.* values given since, one a line, of which the last counts: see Run.change
       provenance.json    code, data, weights, seeds, hardware: see speechlab.provenance
       events.jsonl       one JSON object a line; kinds in EVENT_KINDS
       checkpoints/       see speechlab.checkpoints
       evaluations/       one table a system, condition and context: see speechlab.evaluation
       samples/           the validation clips that the board plays
 
-This module knows neither torch nor a view. Not covered: storage that is not a mounted file system.
+This module knows neither torch nor a view. A copy elsewhere is :mod:`speechlab.storage`'s.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ import json
 import math
 import os
 import re
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeGuard
 
 import pandas as pd
 
@@ -37,9 +39,9 @@ Event = dict[str, Any]
 State = Literal["new", "running", "finished", "stopped", "failed", "interrupted"]
 
 EVENT_KINDS = {
-    "start": "a driver began or resumed: steps, epochs, workers, device, precision, resumed_from, corpus, parameters",
-    "step": "one optimizer step: step, epoch, loss, lr, grad_norm, clips, audio_seconds, padded_seconds, full_context, "
-    "step_seconds, wait_seconds, memory_bytes",
+    "start": "a driver began or resumed: steps, epochs, workers, device, precision, resumed_from, corpus, parameters, device_seconds",
+    "step": "one optimizer step: step, epoch, loss, lr, grad_norm, clips, tokens, infeasible, skipped, audio_seconds, padded_seconds, "
+    "full_context, step_seconds, wait_seconds, memory_bytes",
     "validation": "step, epoch, wer, cer, clips, seconds, samples",
     "checkpoint": "step, path, digest, bytes, seconds, best",
     "message": "level, text",
@@ -47,6 +49,7 @@ EVENT_KINDS = {
     "stopped": "step",
     "end": "step, seconds, best",
 }
+CHANGEABLE = ("cluster", "tracking")  # sections that are no part of an experiment's identity
 _TERMINAL: dict[str, State] = {"failure": "failed", "stopped": "stopped", "end": "finished"}
 
 
@@ -78,7 +81,8 @@ class Run:
         Raises:
             InputError: if the directory cannot be written.
         """
-        root = Path(root) if root is not None else Path(experiment.cluster.storage or configs.reports())
+        storage = experiment.cluster.storage
+        root = Path(root or (configs.reports() if is_uri(storage) else storage) or configs.reports())
         stem = f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}-{experiment.signature[:6]}"
         for n in range(100):
             path = root / (stem if n == 0 else f"{stem}-{n}")
@@ -101,8 +105,44 @@ class Run:
 
     @property
     def config(self) -> configs.Experiment:
-        """The resolved config as frozen when the run was made."""
-        return configs.load(self.path / "config.yaml")
+        """The resolved config as frozen when the run was made, and where it runs now: see :meth:`change`."""
+        return self.changed([])
+
+    def changed(self, overrides: Sequence[str]) -> configs.Experiment:
+        """The config with other ``cluster.*`` and ``tracking.*`` values; writes nothing.
+
+        Args:
+            overrides: ``section.key=value`` texts.
+
+        Raises:
+            InputError: if one is of another section, or a value cannot be used.
+        """
+        for item in overrides:
+            if not item.startswith(tuple(f"{section}." for section in CHANGEABLE)) or len(item.splitlines()) > 1:
+                raise InputError(
+                    f"Run {self.id} is frozen but for where it runs.",
+                    got=item,
+                    expected=" or ".join(f"{section}.key=value" for section in CHANGEABLE)
+                    + "; all else makes the signature, which says what was trained: another value is another experiment",
+                    do=f"make a new run: speechlab train --config {self.path / 'config.yaml'} --set {shlex.quote(item)}",
+                )
+        before = self._overrides.read_text("utf-8").splitlines() if self._overrides.exists() else []
+        return configs.load(self.path / "config.yaml", [*before, *overrides])
+
+    def change(self, overrides: Sequence[str]) -> None:
+        """Keep other ``cluster.*`` and ``tracking.*`` values for all drivers from now on; ``config.yaml`` stays as it is.
+
+        Raises:
+            InputError: as for :meth:`changed`, or if another process trains this run.
+        """
+        self.changed(overrides)
+        with self.lock():
+            before = self._overrides.read_text("utf-8") if self._overrides.exists() else ""
+            write_atomic(self._overrides, (before + "".join(f"{item}\n" for item in overrides)).encode())
+
+    @property
+    def _overrides(self) -> Path:
+        return self.path / "overrides.txt"
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -139,6 +179,10 @@ class Run:
             if e.errno == errno.ENOSPC:
                 raise disk_full(self.path, len(line)) from None
             raise
+
+    def warn(self, text: str) -> None:
+        """Write a message event for whoever looks."""
+        self.append({"kind": "message", "level": "warning", "text": text})
 
     def events(self) -> list[Event]:
         """All events so far, oldest first; a half-written last line is left for later."""
@@ -279,6 +323,11 @@ def find(name: str | Path, root: str | Path | None = None) -> Run:
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         return Run(root / name)
     return Run(name)
+
+
+def is_uri(place: str | None) -> TypeGuard[str]:
+    """Whether a place is a URI, such as of a store, and no path."""
+    return bool(place and re.match(r"[a-z][a-z0-9+.-]*://", place))
 
 
 def write_atomic(path: Path, data: bytes) -> None:

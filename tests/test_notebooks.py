@@ -116,6 +116,23 @@ def test_notebooks_under_nbval(name, reported, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:]
 
 
+SMALL = ["corpus.limit=8", "training.epochs=2", "training.validate_epochs=1", "cluster.workers=0", "tracking.enabled=false"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["conformer", "wav2vec2"])
+def test_the_same_notebooks_train_and_report_each_family(family, tmp_path, prompts):
+    small = ["model.shape.layers=1"] if family == "conformer" else []
+    run = runs.Run.create(config.load(f"configs/{family}.yaml", [*SMALL, *small]), tmp_path)
+    page = report.make(run, progress=False).read_text("utf-8")
+    assert run.state == "finished"
+    assert run.provenance["weights"]["source"] == "made"
+    (clean, noisy) = evaluation.load(run)
+    assert {clean.system, noisy.system} == {"trained"}
+    assert "data:audio/mpeg" in page and run.config.question in page
+    assert ", short context" not in page, "what is Whisper's alone is not said of others"
+
+
 def test_an_unknown_parameter_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r'"config"'):
         report.execute(ROOT / "notebooks/03_train.ipynb", tmp_path / "out.ipynb", {"confg": "x"})

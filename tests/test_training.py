@@ -6,8 +6,10 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -180,15 +182,23 @@ def test_another_seed_gives_other_weights(whole, train):
 
 
 @pytest.mark.slow
-def test_a_run_stopped_in_mid_epoch_goes_on_as_if_it_had_not_been(whole, train):
-    run = train(experiment(), stop_after=2)
-    assert run.state == "stopped"
-    assert next(e for e in run.events() if e["kind"] == "stopped")["step"] == 3 == len(run.steps())
-    assert 3 % (len(whole.steps()) // 2)  # in mid-epoch
-    run.stop_file.unlink()
+def test_a_run_stopped_at_three_places_goes_on_as_if_it_had_not_been(whole, train):
+    run, cuts = None, (2, 3, 6)
+    for cut in cuts:
+        run = train(experiment(), run, stop_after=cut - 1)
+        assert run.state == "stopped"
+        assert [e for e in run.events() if e["kind"] == "stopped"][-1]["step"] == cut == len(run.steps())
+        run.stop_file.unlink()
+    assert any(cut % (len(whole.steps()) // 2) for cut in cuts)  # in mid-epoch
     train(experiment(), run)
-    assert [e["resumed_from"] for e in run.events() if e["kind"] == "start"] == [None, 3]
+    assert [e["resumed_from"] for e in run.events() if e["kind"] == "start"] == [None, *cuts]
     assert_same(whole, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_loader_workers_change_no_bit(whole, train, workers):
+    assert_same(whole, train(experiment(cluster={"loader_workers": workers})))
 
 
 @pytest.mark.slow
@@ -410,15 +420,92 @@ def test_the_gradient_does_not_depend_on_how_a_step_is_cut_up(little, small_whis
     assert (naive - merged).norm() / merged.norm() > 1e-3
 
 
-def worker(rank: int, made: config.Experiment, corpus: corpora.Corpus, weights: str, path: Path) -> None:
+def worker(rank: int, made: config.Experiment, corpus: corpora.Corpus, weights: str, path: Path, stop_after: int | None = None) -> None:
     """One of two processes that train a run together."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2)
     run = Run(path)
-    for event in training.train(made, corpus, weights, run, World(rank, 2)):
-        if rank == 0:
-            run.append(event)
+    with listening(run):
+        for event in training.train(made, corpus, weights, run, World(rank, 2)):
+            if rank == 0:
+                run.append(event)
+                if event["kind"] == "step" and event["step"] == stop_after:
+                    run.stop()
     dist.destroy_process_group()
+    (path / "rendezvous").unlink(missing_ok=True)
+
+
+@contextmanager
+def listening(run: Run) -> Iterator[None]:
+    """Write down which clips a process was really fed, step by step: not what the plan says, what the batches held."""
+    step = training._Learner.step
+    backward = training._Learner._backward
+    ids: list[str] = []
+
+    def heard_in(self: Any, batch: Any, *args: Any) -> Any:
+        ids.extend(batch.ids)
+        return backward(self, batch, *args)
+
+    def listened(self: Any, number: int) -> Any:
+        ids.clear()
+        event = step(self, number)
+        with open(run.path / f"heard-{os.getpid()}.jsonl", "a") as f:
+            f.write(json.dumps([number, list(ids)]) + "\n")
+        return event
+
+    training._Learner.step, training._Learner._backward = listened, heard_in  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        training._Learner.step, training._Learner._backward = step, backward  # type: ignore[method-assign]
+
+
+def heard(run: Run) -> list[list[str]]:
+    """The clips of each step, over all processes that took part in it, sorted."""
+    steps: dict[int, list[str]] = {}
+    for path in run.path.glob("heard-*.jsonl"):
+        for line in path.read_text().splitlines():
+            number, ids = json.loads(line)
+            steps.setdefault(number, []).extend(ids)
+    return [sorted(steps[number]) for number in sorted(steps)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [1, 2])
+def test_the_number_of_workers_changes_in_mid_epoch_and_the_clips_are_the_plan_s(little, noisy, train, tmp_path, first):
+    """1 to 2 and 2 to 1, stopped after the third step: same clips, step by step, and the curve of an undisturbed run."""
+    made = experiment()
+    undisturbed, run = Run.create(made, tmp_path / "undisturbed"), Run.create(made, tmp_path / "changed")
+
+    def on(workers: int, run: Run, stop_after: int | None = None) -> None:
+        if workers == 1:
+            with listening(run):
+                train(made, run, stop_after=stop_after)
+        else:
+            mp.spawn(worker, (made, little, str(noisy), run.path, stop_after), nprocs=2)
+
+    on(1, undisturbed)
+    on(first, run, stop_after=2)
+    assert run.state == "stopped"
+    assert len(run.steps()) == 3 and 3 % (len(undisturbed.steps()) // 2), "in mid-epoch"
+    run.stop_file.unlink()
+    on(3 - first, run)
+    assert [e["workers"] for e in run.events() if e["kind"] == "start"] == [first, 3 - first]
+    assert run.state == "finished"
+
+    clips = Clips.of(little)
+    plan = training.plan_for(made, clips)
+    planned = [sorted(clips.cuts[i].id for m in plan.step(n)[1].micros for i in m.clips) for n in range(plan.steps(2))]
+    assert heard(run) == heard(undisturbed) == planned
+    a, b = (r.steps()[["loss", "grad_norm"]].to_numpy() for r in (undisturbed, run))
+    print("largest difference of loss and gradient norm:", abs(a / b - 1).max())
+    assert a == pytest.approx(b, rel=1e-4)
+    # negative control: another seed is told apart by both
+    other = Run.create(experiment(seed=2), tmp_path / "other")
+    with listening(other):
+        train(other.config, other)
+    assert heard(other) != planned
+    assert other.steps().loss.to_numpy() != pytest.approx(a[:, 0], rel=1e-4)
 
 
 @pytest.mark.slow
