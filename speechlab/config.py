@@ -415,7 +415,8 @@ def validate(values: dict[str, Any], source: str) -> Experiment:
     try:
         return Experiment.model_validate(values)
     except ValidationError as e:
-        problems = [_explain(err) for err in e.errors()]
+        # a default that follows another value is no problem of its own where that value is one
+        problems = [_explain(err) for err in e.errors() if err["type"] != "default_factory_not_called"]
         count = f"{len(problems)} value{'s' if len(problems) > 1 else ''}"
         raise InputError(f"{source}: {count} cannot be used.\n" + "\n".join(problems), do=f"mend each in {source}") from None
 

@@ -125,8 +125,11 @@ def ray(repeats: int, top: Path) -> None:
             began = time.time()
             process = cluster.launch(run)
             assert process is not None
-            if process.wait() != 0:
-                raise RuntimeError((run.path / "driver.log").read_text()[-2000:])
+            try:
+                if process.wait() != 0:
+                    raise RuntimeError((run.path / "driver.log").read_text()[-2000:])
+            finally:
+                process.terminate()  # it would outlive this one
             table = run.steps()
             first = next(e["time"] for e in run.events() if e["kind"] == "start") - began
             seconds[name].append(table.step_seconds.to_numpy())

@@ -58,7 +58,7 @@ BAD = {
     "unknown language": (HEAD + "corpus: {name: prompts, language: xx}\n", ["--dry-run"], ["xx", "en"]),
     "unknown family": (HEAD + "model: {family: wisper}\n", ["--dry-run"], ["wisper", 'did you mean "whisper"']),
     "unknown weights": (HEAD + "model: {weights: tinyen}\n", ["--dry-run"], ["tinyen", "tiny.en"]),
-    "workers that cannot share a step": (HEAD + "cluster: {workers: 3}\n", [], ["micro_batches 2", "workers 3", "multiple"]),
+    "workers that cannot share a step": (HEAD + "cluster: {workers: 3}\n", [], ["micro_batches 4", "workers 3", "multiple"]),
     "override without a value": (HEAD, ["--set", "training.epochs"], ["training.epochs", "section.key=value"]),
     "corpus without a root": (HEAD + "corpus: {name: librispeech}\n", ["--dry-run"], ["LibriSpeech", "do:"]),
 }
