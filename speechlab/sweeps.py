@@ -33,6 +33,7 @@ from speechlab.runs import Run, write_atomic
 
 KINDS = {"choice": None, "uniform": 2, "loguniform": 2, "randint": 2}
 DIMENSION = re.compile(r"([a-z][\w.]*)\s*=\s*([a-z]+)\((.*)\)\s*")
+EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # which YAML 1.1 reads as text
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def space(texts: list[str] | tuple[str, ...]) -> tuple[Dimension, ...]:
                 f"The values of {key} cannot be read.", got=match[3], expected="values, separated by commas", do=str(e)
             ) from None
         if kind == "choice" and values:
-            pass
+            values = tuple(float(v) if isinstance(v, str) and EXPONENT.fullmatch(v) else v for v in values)
         elif kind == "choice" or len(values) != 2:
             raise InputError(
                 f"The values of {key} do not suit {kind}.", got=match[3], expected="at least one" if kind == "choice" else "two"

@@ -24,6 +24,7 @@ def test_a_space_is_read():
     assert (parts.key, parts.kind, parts.values) == ("training.micro_batches", "choice", (2, 4))
     (freeze,) = sweeps.space(["model.freeze=choice(nothing, encoder)"])
     assert freeze.values == ("nothing", "encoder")
+    assert sweeps.space(["optim.lr=choice(1e-3, 2.5E-4, 0.1)"])[0].values == (1e-3, 2.5e-4, 0.1)
 
 
 @pytest.mark.parametrize(
