@@ -268,7 +268,6 @@ class TrainingConfig(Section):
     micro_batches: int = Field(4, ge=1, description="parts of a step, dealt to the workers or accumulated")
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     gradient_checkpointing: bool = Field(False, description="compute activations twice rather than keep them: less memory, more time")
-    compile: bool = Field(False, description="torch.compile, which pays on a GPU in long trainings")
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay of an average of the weights over steps, which is then what is validated"
     )

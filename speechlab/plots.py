@@ -230,7 +230,8 @@ def dimension(table: pd.DataFrame, key: str, logarithmic: bool = False) -> hv.Sc
     x, y = hv.Dimension("value", label=key), hv.Dimension("percent", label="best WER", unit="%")
     tips = [("trial", "@trial"), (key, "@value"), ("best WER", "@percent{0.00} %"), ("epochs", "@epochs")]
     dots = hv.Scatter(rows, x, [y, "trial", "epochs"]).opts(color=COLOURS[0], size=9, tools=["hover"], hover_tooltips=tips)
-    return _finish(dots.opts(logx=logarithmic), f"WER over {key}")
+    looks = {"logx": True, "xformatter": "%.0e", "xticks": 4} if logarithmic else {"xticks": 4}
+    return _finish(dots.opts(**looks), f"WER over {key}")
 
 
 # -- corpus and evaluation -----------------------------------------------------------------------

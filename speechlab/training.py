@@ -5,7 +5,7 @@ so neither accumulation nor the number of workers changes the objective. The loo
 in the run directory by itself: called again after any interruption it goes on from the newest intact
 checkpoint, with as many workers as there are now, and what it does next depends on nothing but (config, clips, step).
 
-Not covered: sharded weights (FSDP), a tokens-per-second schedule, resuming under another config.
+Not covered: sharded weights (FSDP), torch.compile (it does not pay on a CPU: reports/LOG.md), resuming under another config.
 """
 
 from __future__ import annotations
@@ -181,8 +181,6 @@ class _Learner:
         ahead = (piece for step in range(first, self.total) for piece in self._passes(self.plan.step(step)[1]))
         self._supply = feed(clips, ahead, experiment.cluster.loader_workers)
         self._parallel = DistributedDataParallel(self.model) if world.size > 1 else self.model
-        if t.compile:
-            self._parallel.compile(dynamic=True)
 
     def published(self) -> Any:
         """The model as it is validated, for as long as this lasts."""
