@@ -29,7 +29,7 @@ FLAGS = [
     "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required",
 ]  # fmt: skip
 
-EPOCH = time.time()  # so that a written run is not a silent one
+EPOCH = time.time() + 3600  # so that a written run is not a silent one, however long the tests before take
 
 EVIL = (
     "<script>window.pwned=1</script>",
