@@ -119,7 +119,7 @@ def train(experiment: Experiment, corpus: corpora.Corpus, start: str, run: Run, 
     while done < total and not (t.patience and history.since >= t.patience):
         event = learner.step(done)
         yield event
-        if event["infeasible"]:
+        if event["infeasible"] and event["epoch"] == 0:  # the step events go on counting them
             yield _left_out(event)
         done, epoch, stop = done + 1, event["epoch"], learner.stopping
         epoch_ends = learner.plan.locate(done)[1] == 0
