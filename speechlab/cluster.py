@@ -153,6 +153,7 @@ def _work(path: Path, world: Any) -> None:
 
     run = Run(path)
     experiment = run.config
+    world.same_threads(run)
     try:
         corpus = corpora.configured(experiment.corpus)
         start = training.begin(experiment, Clips.of(corpus))

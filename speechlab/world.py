@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from speechlab.runs import Run, write_atomic
 
 
 @dataclass(frozen=True)
@@ -38,3 +41,18 @@ class World:
         parts: list[Any] = [None] * self.size
         dist.all_gather_object(parts, rows)
         return [row for part in parts for row in part]
+
+    def same_threads(self, run: Run) -> None:
+        """Have as many threads as the run began with, on a CPU, for this number of workers: their number changes the bits.
+
+        Args:
+            run: Keeps the number in ``threads.json``.
+        """
+        if self.device != "cpu":
+            return
+        path = run.path / "threads.json"
+        kept = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        if str(self.size) in kept:
+            torch.set_num_threads(kept[str(self.size)])
+        elif self.rank == 0:
+            write_atomic(path, json.dumps(kept | {str(self.size): torch.get_num_threads()}).encode())

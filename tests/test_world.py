@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from speechlab import config
+from speechlab.runs import Run
 from speechlab.world import World
 
 
@@ -27,3 +30,23 @@ def test_sums_and_rows_are_the_same_on_every_worker(tmp_path):
 def test_one_alone_needs_no_group():
     assert World().sum(2.0, 3) == [2.0, 3]
     assert World().gather(["a"]) == ["a"]
+
+
+def test_a_run_goes_on_with_the_threads_it_began_with(tmp_path):
+    run = Run.create(config.validate({"name": "t", "question": "?"}, "test"), tmp_path)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        World().same_threads(run)
+        torch.set_num_threads(1)
+        World().same_threads(run)
+        assert torch.get_num_threads() == 2
+        World(1, 2).same_threads(run)  # two workers have a number of their own, which the first of them keeps
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        World(0, 2).same_threads(run)
+        torch.set_num_threads(2)
+        World(0, 2).same_threads(run)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
