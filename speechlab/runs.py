@@ -7,10 +7,13 @@ thing serves the live cell, the batch run, the served page and the reader a mont
       config.yaml        the resolved config, frozen
       overrides.txt      cluster.* and tracking.* values given since, one a line, of which the last counts: see Run.change
       provenance.json    code, data, weights, seeds, hardware: see speechlab.provenance
+      budget.json        how much audio a pass may hear: see speechlab.budget
+      threads.json       how many a worker has, by number of workers: see speechlab.world
       events.jsonl       one JSON object a line; kinds in EVENT_KINDS
       checkpoints/       see speechlab.checkpoints
       evaluations/       one table a system, condition and context: see speechlab.evaluation
       samples/           the validation clips that the board plays
+      failures/          the batch whose loss was not a number, if one was
 
 This module knows neither torch nor a view. A copy elsewhere is :mod:`speechlab.storage`'s.
 """
