@@ -52,7 +52,8 @@ class World:
             return
         path = run.path / "threads.json"
         kept = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        if str(self.size) in kept:
-            torch.set_num_threads(kept[str(self.size)])
-        elif self.rank == 0:
-            write_atomic(path, json.dumps(kept | {str(self.size): torch.get_num_threads()}).encode())
+        threads = kept.get(str(self.size), torch.get_num_threads())
+        # said even where it is so already: until then MKL decides by itself, and by the machine's load, to take fewer
+        torch.set_num_threads(threads)
+        if self.rank == 0 and str(self.size) not in kept:
+            write_atomic(path, json.dumps(kept | {str(self.size): threads}).encode())
