@@ -62,8 +62,9 @@ SWITCHES = {
     "decoder/scale_embeddings": 0,
     "decoder/start_from_zero_embedding": 0,
     "decoder/alibi_use_positive_positions": 0,
+    "decoder/scale_alibi": 0,
 }
-NEWER = {"decoder/alibi_use_positive_positions"}  # switches that files of older converters do not have
+NEWER = {"decoder/alibi_use_positive_positions", "decoder/scale_alibi"}  # switches that files of older converters do not have
 NEEDED = ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>", "<|startofprev|>")  # tokens
 SCALARS = {*SWITCHES, "decoder/alignment_heads", "decoder/num_heads", "encoder/num_heads"}
 ALIASES = {"decoder/projection/weight": "decoder/embeddings/weight"}  # the output layer is the embedding
