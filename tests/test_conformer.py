@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -433,3 +436,26 @@ def test_a_folder_that_is_no_conformer_says_why(folder, tmp_path, spoil, message
     spoil(spoilt)
     with pytest.raises(InputError, match=message):
         models.load("conformer", spoilt, "en")
+
+
+@pytest.mark.parametrize(("batch", "frames"), [(15, 32), (11, 48)])
+def test_shapes_at_which_a_bf16_convolution_never_returned(batch, frames):
+    """In a process of its own, with two threads: torch's bf16 depthwise convolution of width 144 hangs there for ever."""
+    code = f"""
+import torch
+from torchaudio.models.conformer import ConformerLayer
+from speechlab.models.conformer import _convolution
+torch.set_num_threads(2)
+torch.manual_seed(0)
+module = ConformerLayer(144, 288, 4, 31).conv_module
+module.sequential[3] = torch.nn.LayerNorm(144)
+x = torch.randn({batch}, {frames}, 144, requires_grad=True)
+with torch.autocast("cpu", torch.bfloat16):
+    out = _convolution(module, x, torch.ones({batch}, {frames}))
+out.float().sum().backward()
+print(x.grad.isfinite().all().item())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={**os.environ, "OMP_NUM_THREADS": "2"}
+    )
+    assert done.stdout.strip() == "True", done.stderr[-2000:]

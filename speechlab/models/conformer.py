@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -281,7 +282,10 @@ def _convolution(module: Any, x_BFD: Tensor, own_BF: Tensor) -> Tensor:
     image = x_BFD.transpose(1, 2).unsqueeze(2)
     weight = depthwise.weight.squeeze(1)[:, None, None]  # squeezed so that its gradient has its strides: DDP warns otherwise
     around = (0, depthwise.padding[0])
-    image = nn.functional.conv2d(image, weight, depthwise.bias, padding=around, groups=depthwise.groups)
+    # in float32 on a processor: torch 2.11's bf16 one never returns for some shapes (odd batches) with two threads, and is no faster
+    exact = image.device.type == "cpu"
+    with torch.autocast(image.device.type, enabled=False) if exact else nullcontext():
+        image = nn.functional.conv2d(image.float() if exact else image, weight, depthwise.bias, padding=around, groups=depthwise.groups)
     x_BFD = activation(norm(image.squeeze(2).transpose(1, 2)))
     x_BFD = dropout(nn.functional.linear(x_BFD, pointwise2.weight.squeeze(-1), pointwise2.bias))
     return x_BFD
