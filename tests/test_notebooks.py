@@ -77,7 +77,7 @@ def test_the_report_is_one_file_with_everything(reported):
     page = (trained.path / "report.html").read_text("utf-8")
     assert 3e5 < len(page) < 15e6
     for text in (
-        "Is the fine-tuned model better",
+        "Is the trained model better",
         "CC BY-SA 3.0",
         "Allison Smith",
         trained.id,
