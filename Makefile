@@ -10,6 +10,7 @@ BIN    := .venv/bin
 UV     := $(BIN)/uv
 PYTEST ?= tests
 # the quick tests on all cores, a process each; more threads than that would only wait for one another
+# the slow ones have a process at a time; on a shared machine threads that spin while they wait would cost minutes
 QUICK   = OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
@@ -23,7 +24,7 @@ report: setup
 
 test: setup .venv/debian check
 	@$(QUICK) $(PYTEST)
-	@$(BIN)/pytest $(PYTEST) -m slow || [ $$? = 5 ]
+	@OMP_WAIT_POLICY=passive $(BIN)/pytest $(PYTEST) -m slow || [ $$? = 5 ]
 
 quick: setup
 	@$(QUICK) $(PYTEST)
