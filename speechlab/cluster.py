@@ -53,8 +53,6 @@ RAY = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # how long a restart waits for what a lost worker held
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour to come; the old one warns at each start
 }
-
-
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 UNREACHED = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer", re.IGNORECASE)
 
@@ -318,7 +316,8 @@ def start_ray(address: str | None, *, cores: int, quiet: bool = True) -> None:
         _knock(address)
         for attempt in range(STARTS):
             try:
-                ray.init(address=address, log_to_driver=not quiet, logging_level="ERROR", **local)
+                # "local": a cluster that happens to run on this machine is not ours to join
+                ray.init(address=address or "local", log_to_driver=not quiet, logging_level="ERROR", **local)
                 break
             except Exception as e:
                 ray.shutdown()
