@@ -185,7 +185,7 @@ def test_two_processes_append_whole_lines(run):
         assert [e["step"] for e in seen if e["who"] == who] == list(range(int(w.stdout.read())))
     turns = sum(a["who"] != b["who"] for a, b in itertools.pairwise(seen))
     print(len(seen), "events in", turns, "turns")
-    assert turns > 10  # they did interleave
+    assert turns > 2  # they did interleave; a busy machine switches between them less often
 
 
 def test_a_half_written_last_line_is_left_for_later(run):
