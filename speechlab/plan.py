@@ -104,6 +104,18 @@ class _Layout:
     slots: list[tuple[int, int]]
 
 
+@dataclass(frozen=True)
+class _Deal:
+    """One epoch's draw: which clips and slots come where. Of a million clips this takes 0.2 s, their steps as objects 0.6 s more."""
+
+    seconds: Any
+    order: Any
+    slots: list[tuple[int, int]]
+    rows: Any
+    full: Any
+    margins: Any
+
+
 class Plan:
     """All batches of all epochs; ``plan[epoch, step]`` is one of them.
 
@@ -159,7 +171,7 @@ class Plan:
         self._token_budget, self._most = (batch_tokens or 0) / micro_batches, (batch_clips // micro_batches if batch_clips else None)
         self._stretched = stretched
         self._layouts: dict[int, _Layout] = {}
-        self._epochs: dict[int, tuple[Step, ...]] = {}
+        self._deals: dict[int, _Deal] = {}
         self._counts: dict[int, int] = {}
         self._layout(0)
 
@@ -187,15 +199,19 @@ class Plan:
     def __getitem__(self, place: tuple[int, int]) -> Step:
         """A step by its epoch and its place in it, without walking there."""
         epoch, step = place
-        return self.epoch(epoch)[step]
+        deal = self._deal(epoch)
+        full = bool(deal.full[step])
+
+        def micro(slot: int, margin: Seconds) -> Micro:
+            clips = deal.order[slice(*deal.slots[slot])]
+            context = FULL_CONTEXT if full else context_for(float(deal.seconds[clips].max()), margin)
+            return Micro(tuple(clips.tolist()), context, epoch)
+
+        return Step(tuple(map(micro, deal.rows[step], deal.margins[step])), full)
 
     def epoch(self, epoch: int) -> tuple[Step, ...]:
         """All steps of an epoch, in order."""
-        if epoch not in self._epochs:
-            while len(self._epochs) > 1:  # this one and its predecessor, which a prefetching loader may still be at
-                del self._epochs[min(self._epochs)]
-            self._epochs[epoch] = self._deal(epoch)
-        return self._epochs[epoch]
+        return tuple(self[epoch, step] for step in range(self.steps_in(epoch)))
 
     def step(self, step: int) -> tuple[int, Step]:
         """Epoch and plan of a global step (from 0)."""
@@ -214,28 +230,23 @@ class Plan:
             full_steps=sum(s.full_context for s in steps),
         )
 
-    def _deal(self, epoch: int) -> tuple[Step, ...]:
-        layout = self._layout(epoch)
-        rng = np.random.default_rng([self._seed, epoch])
-        order = layout.order.copy()
-        for low, high in layout.buckets:
-            order[low:high] = rng.permutation(order[low:high])
-        shuffled = rng.permutation(len(layout.slots)).reshape(-1, self._micro_batches)
-        # a count, not a chance, so that an epoch's cost is known; at least one where any are wanted
-        wanted = max(round(self._context.full_fraction * len(shuffled)), int(self._context.full_fraction > 0))
-        full = np.zeros(len(shuffled), dtype=bool)
-        full[rng.permutation(len(shuffled))[:wanted]] = True
-        margins = rng.uniform(self._context.margin_min, self._context.margin_max, shuffled.shape)
-
-        def micro(slot: int, margin: Seconds, full: bool) -> Micro:
-            clips = order[slice(*layout.slots[slot])]
-            context = FULL_CONTEXT if full else context_for(float(layout.seconds[clips].max()), margin)
-            return Micro(tuple(clips.tolist()), context, epoch)
-
-        return tuple(
-            Step(tuple(micro(slot, margin, bool(full[s])) for slot, margin in zip(row, margins[s], strict=True)), bool(full[s]))
-            for s, row in enumerate(shuffled)
-        )
+    def _deal(self, epoch: int) -> _Deal:
+        if epoch not in self._deals:
+            while len(self._deals) > 1:  # this one and its predecessor, which a prefetching loader may still be at
+                del self._deals[min(self._deals)]
+            layout = self._layout(epoch)
+            rng = np.random.default_rng([self._seed, epoch])
+            order = layout.order.copy()
+            for low, high in layout.buckets:
+                order[low:high] = rng.permutation(order[low:high])
+            rows = rng.permutation(len(layout.slots)).reshape(-1, self._micro_batches)
+            # a count, not a chance, so that an epoch's cost is known; at least one where any are wanted
+            wanted = max(round(self._context.full_fraction * len(rows)), int(self._context.full_fraction > 0))
+            full = np.zeros(len(rows), dtype=bool)
+            full[rng.permutation(len(rows))[:wanted]] = True
+            margins = rng.uniform(self._context.margin_min, self._context.margin_max, rows.shape)
+            self._deals[epoch] = _Deal(layout.seconds, order, layout.slots, rows, full, margins)
+        return self._deals[epoch]
 
     def _layout(self, epoch: int) -> _Layout:
         key = epoch if self._stretched else 0
