@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import torch
 
-from speechlab import decoding, fetch
+from speechlab import decoding, fetch, models
 from speechlab.batches import Batch, Clips, feed
 from speechlab.config import Experiment
 from speechlab.errors import InputError
@@ -90,8 +90,8 @@ def find(experiment: Experiment, model: Any, clips: Clips, plan: Plan, device: s
         InputError: if not even one clip fits.
     """
     context = max(micro.context for step in plan.epoch(0) for micro in step.micros)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    key = _key(experiment, model, trainable, context, device)
+    trainable = models.parameters(model)[1]
+    key = _key(experiment, model, context, device)
     store = fetch.cache() / "budgets.json"
     known = _known(store).get(key)
     free = _free(device) / (workers if device == "cpu" else 1)
@@ -203,14 +203,14 @@ def _peak_rss() -> float:
         return float(psutil.Process().memory_info().rss)
 
 
-def _key(experiment: Experiment, model: Any, trainable: int, context: Seconds, device: str) -> str:
+def _key(experiment: Experiment, model: Any, context: Seconds, device: str) -> str:
     cuda = torch.device(device).type == "cuda"
     what = {
         "probe": PROBE,
         "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "model": experiment.model.model_dump(exclude={"revision"}),
-        "parameters": [sum(p.numel() for p in model.parameters()), trainable],
+        "parameters": models.parameters(model),
         "precision": experiment.training.precision,
         "gradient_checkpointing": experiment.training.gradient_checkpointing,
         "context": context,

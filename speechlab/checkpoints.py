@@ -24,7 +24,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -120,14 +120,11 @@ def save(
     final = folder / f"step-{state['step']:06d}"
     with _whole(final, sum(p.numel() * 12 for p in model.parameters())) as partial:
         tensors = trained(model)
-        if average:
-            with average.applied():
-                digest = weights_digest(model)
-                model.save(partial)  # type: ignore[operator]
-            tensors |= {f"average/{name}": value for name, value in average.weights.items()}
-        else:
+        with average.applied() if average else nullcontext():
             digest = weights_digest(model)
             model.save(partial)  # type: ignore[operator]
+        if average:
+            tensors |= {f"average/{name}": value for name, value in average.weights.items()}
         if average or apart:
             save_file({name: value.contiguous() for name, value in tensors.items()}, partial / "trained.safetensors")
         save_file(_optimizer_tensors(model, optimizer), partial / "optimizer.safetensors")
@@ -188,10 +185,7 @@ def _whole(final: Path, size: int) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
-        sums = {p.name: _sha256(p) for p in sorted(partial.iterdir()) if p.is_file()}
-        write_atomic(partial / "files.json", json.dumps(sums, indent=1).encode())
-        for path in partial.iterdir():
-            _fsync(path)
+        _seal(partial)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         _fsync(final.parent)
@@ -201,6 +195,14 @@ def _whole(final: Path, size: int) -> Iterator[Path]:
         if getattr(e, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(e):
             raise disk_full(final.parent, size) from None
         raise
+
+
+def _seal(folder: Path) -> None:
+    """Sum up all files and see them to the disk; from now on they count."""
+    paths = sorted(p for p in folder.iterdir() if p.is_file())
+    for path in paths:
+        _fsync(path)
+    write_atomic(folder / "files.json", json.dumps({path.name: _sha256(path) for path in paths}, indent=1).encode())
 
 
 AVERAGE = "average"
@@ -229,8 +231,7 @@ def finish_average(folder: Path, *, step: int, epoch: int, wer: float, model: nn
     target = folder / AVERAGE
     state = {"step": step, "epoch": epoch, "wer": wer, "digest": weights_digest(model)}
     write_atomic(target / "state.json", json.dumps(state).encode())
-    sums = {p.name: _sha256(p) for p in sorted(target.iterdir())}
-    write_atomic(target / "files.json", json.dumps(sums, indent=1).encode())
+    _seal(target)
 
 
 def averaged(folder: Path) -> Checkpoint | None:

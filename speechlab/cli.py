@@ -278,7 +278,7 @@ def _dry_run(experiment: configs.Experiment) -> None:
         room = budget.find(experiment, model, clips, plan, "cpu", max(1, experiment.cluster.workers))
         limit = experiment.cluster.device_seconds or room.seconds
         estimate = budget.seconds_of_steps(experiment, clips, plan, model, limit)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weights, learning = models.parameters(model)
     lines = {
         "config": f"{experiment.name}, signature {experiment.signature}",
         "corpus": f"{corpus.name} ({corpus.language}), manifest {corpus.manifest_sha256[:12]}, "
@@ -290,7 +290,7 @@ def _dry_run(experiment: configs.Experiment) -> None:
         "audio": f"{clock(summary.audio)} an epoch",
         "padding": f"{100 * summary.padding:.1f} % of the batches; "
         f"with margins and 30 s steps the encoder hears {clock(summary.heard)} an epoch",
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}, of which {trainable:,} learn",
+        "parameters": f"{weights:,}, of which {learning:,} learn",
         **share.explain(experiment, cluster.machines(experiment.cluster), room),
         "estimated time": f"{clock(estimate)} of steps on this machine in one process, validation and start-up not included",
     }

@@ -21,19 +21,18 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from speechlab import pool, storage
+from speechlab import detached, pool, storage
 from speechlab.config import ClusterConfig, Experiment
 from speechlab.errors import InputError
-from speechlab.runs import Run, write_atomic
+from speechlab.runs import Event, Run, write_atomic
 from speechlab.share import Machine, Share
 from speechlab.units import Seconds
 
@@ -41,10 +40,6 @@ STARTS = 3  # attempts to start Ray here, where it was too slow
 RESIZE: Seconds = 60.0  # between two looks for machines that came, where the number of workers is elastic
 PATIENCE: Seconds = 60.0  # without machines enough, until the run says that it waits for them
 STOP_GRACE: Seconds = 60.0  # from the first Ctrl-C until the workers are ended without their consent
-# glibc keeps what large tensors freed: with blocks from 16 MB mapped on their own a worker stays at 3.2 GB instead of 3.4
-# after twelve steps and takes a fifth less time. From 1 MB on it is 2.6 GB, at one and a half times the time: page
-# faults (reports/LOG.md). Read when a process starts, so set for those below.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "16000000", "MALLOC_TRIM_THRESHOLD_": "16000000"}
 RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
     "RAY_worker_niceness": "0",  # Ray would put training behind whatever else runs here
@@ -61,7 +56,7 @@ class TrainingFailed(RuntimeError):
     """Training ended with an error that is not the user's input; the run can be resumed."""
 
 
-def drive(run: Run, *, quiet: bool = True) -> str:
+def drive(run: Run, *, quiet: bool = True, heard: Callable[[Event], None] | None = None) -> str:
     """Train a run to its end, or until it is stopped.
 
     Ctrl-C or SIGTERM once saves a checkpoint and stops; twice ends the workers at once.
@@ -69,6 +64,7 @@ def drive(run: Run, *, quiet: bool = True) -> str:
     Args:
         run: New, or interrupted: it goes on from its newest intact checkpoint.
         quiet: Keep Ray's own log out of the terminal.
+        heard: Called with each event that this process writes, which is every one where it trains without Ray.
 
     Returns:
         The run's state: ``finished`` or ``stopped``.
@@ -83,7 +79,7 @@ def drive(run: Run, *, quiet: bool = True) -> str:
         try:
             with _signals(run) as interrupts:
                 if experiment.cluster.workers == 0:
-                    _work(run.path, _alone(experiment))
+                    _work(run.path, _alone(experiment), heard)
                 else:
                     _drive_ray(run, experiment, interrupts, quiet)
         except InputError as e:
@@ -103,15 +99,7 @@ def launch(run: Run) -> subprocess.Popen[bytes] | None:
     """
     if run.state in ("finished", "running"):
         return None
-    log = open(run.path / "driver.log", "ab")  # noqa: SIM115 - the child's
-    return subprocess.Popen(
-        [sys.executable, "-m", "speechlab", "train", "--resume", str(run.path), "--no-progress"],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        env={**MALLOC, **os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    return detached.start(run.path, "train", "--resume", str(run.path), "--no-progress")
 
 
 async def finished(run: Run, process: subprocess.Popen[bytes] | None = None, poll: Seconds = 0.2) -> str:
@@ -134,17 +122,16 @@ async def finished(run: Run, process: subprocess.Popen[bytes] | None = None, pol
         return run.state
     if run.state == "failed":
         raise TrainingFailed(f"Run {run.id} failed.\n{_last_error(run)}")
-    log = run.path / "driver.log"
-    tail = log.read_text("utf-8", "replace")[-2000:] if log.exists() else ""
     raise TrainingFailed(
-        f"The process that drove run {run.id} ended before the run did.\n{tail}\n  do:       go on with: speechlab train --resume {run.id}"
+        f"The process that drove run {run.id} ended before the run did.\n{detached.said(run.path)}\n"
+        f"  do:       go on with: speechlab train --resume {run.id}"
     )
 
 
 # -- one worker ---------------------------------------------------------------------------------
 
 
-def _work(path: Path, world: Any) -> None:
+def _work(path: Path, world: Any, heard: Callable[[Event], None] | None = None) -> None:
     """What every worker does: prepare, train, and on rank 0 write the events."""
     from speechlab import corpora, provenance, training
     from speechlab.batches import Clips
@@ -166,6 +153,8 @@ def _work(path: Path, world: Any) -> None:
         for event in training.train(experiment, corpus, str(start.path), run, world):
             if world.rank == 0:
                 run.append(event)
+                if heard:
+                    heard(event)
     except InputError as e:
         # the driver ends the run at this event: restarting would meet the same input again
         _fail(run, str(e))
@@ -340,7 +329,7 @@ def start_ray(address: str | None, *, cores: int, quiet: bool = True) -> None:
 
 def _set_environment() -> None:
     """What Ray reads when it is imported, and hands on to its controller and workers."""
-    for name, value in (RAY | MALLOC).items():
+    for name, value in (RAY | detached.MALLOC).items():
         os.environ.setdefault(name, value)
 
 

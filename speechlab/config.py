@@ -451,13 +451,24 @@ def _override(values: dict[str, Any], item: str) -> None:
     key, equals, value = item.partition("=")
     if not equals or not key.strip():
         raise InputError("An override cannot be read.", got=item, expected="section.key=value", do="for example training.epochs=1")
-    *sections, last = key.strip().split(".")
+    put(values, key.strip(), _yaml(value, f"override {key.strip()}"))
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set one of a config's plain values; a section that is not there, or null, is made.
+
+    Raises:
+        InputError: if the key goes through a value that is no section.
+    """
+    *sections, last = key.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
         if not isinstance(values, dict):
             do = "for example training.epochs=1"
-            raise InputError("An override names a value as if it were a section.", got=item, expected="section.key=value", do=do)
-    values[last] = _yaml(value, f"override {key.strip()}")
+            raise InputError("An override names a value as if it were a section.", got=key, expected="section.key=value", do=do)
+    values[last] = value
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:

@@ -56,6 +56,11 @@ CHANGEABLE = ("cluster", "tracking")  # sections that are no part of an experime
 _TERMINAL: dict[str, State] = {"failure": "failed", "stopped": "stopped", "end": "finished"}
 
 
+def message(text: str, level: Literal["info", "warning"] = "info") -> Event:
+    """An event in words."""
+    return {"kind": "message", "level": level, "text": text}
+
+
 class Run:
     """One run's directory: reader for all, writer for the driver and rank 0.
 
@@ -84,8 +89,7 @@ class Run:
         Raises:
             InputError: if the directory cannot be written.
         """
-        storage = experiment.cluster.storage
-        root = Path(root or (configs.reports() if is_uri(storage) else storage) or configs.reports())
+        root = place(experiment, root)
         stem = f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}-{experiment.signature[:6]}"
         for n in range(100):
             path = root / (stem if n == 0 else f"{stem}-{n}")
@@ -185,7 +189,7 @@ class Run:
 
     def warn(self, text: str) -> None:
         """Write a message event for whoever looks."""
-        self.append({"kind": "message", "level": "warning", "text": text})
+        self.append(message(text, "warning"))
 
     def events(self) -> list[Event]:
         """All events so far, oldest first; a half-written last line is left for later."""
@@ -288,7 +292,7 @@ def _parse(line: bytes) -> Event:
             return event
     except (ValueError, TypeError, RecursionError):  # the last two: a kind that is a list, and deep nesting
         pass
-    return {"time": 0.0, "kind": "message", "level": "warning", "text": f"unreadable event: {line[:80]!r}"}
+    return {"time": 0.0, **message(f"unreadable event: {line[:80]!r}", "warning")}
 
 
 def _last_per_step(events: list[Event], kind: str) -> pd.DataFrame:
@@ -326,6 +330,12 @@ def find(name: str | Path, root: str | Path | None = None) -> Run:
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         return Run(root / name)
     return Run(name)
+
+
+def place(experiment: configs.Experiment, root: str | Path | None = None) -> Path:
+    """The folder that an experiment's runs are made in: ``root``, its ``cluster.storage`` where that is a path, or ``reports``."""
+    storage = experiment.cluster.storage
+    return Path(root or (configs.reports() if is_uri(storage) else storage) or configs.reports())
 
 
 def is_uri(place: str | None) -> TypeGuard[str]:

@@ -15,6 +15,7 @@ Not covered: samplers that learn from earlier trials.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -29,7 +30,7 @@ import yaml
 
 from speechlab import config as configs
 from speechlab.errors import InputError, did_you_mean
-from speechlab.runs import Run, write_atomic
+from speechlab.runs import Run, place, write_atomic
 
 KINDS = {"choice": None, "uniform": 2, "loguniform": 2, "randint": 2}
 DIMENSION = re.compile(r"([a-z][\w.]*)\s*=\s*([a-z]+)\((.*)\)\s*")
@@ -153,8 +154,7 @@ class Sweep:
         plain["cluster"] |= {"workers": 0, "workers_min": None}
         plain["tracking"] |= {"enabled": False}
         made = [configs.validate(_replaced(plain, v), f"trial {number}") for number, v in enumerate(values, 1)]
-        root = Path(root) if root is not None else Path(experiment.cluster.storage or configs.reports())
-        path = root / f"{experiment.name}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+        path = place(experiment, root) / f"{experiment.name}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
         path.mkdir(parents=True)
         (path / "base.yaml").write_text(experiment.to_yaml(), "utf-8")
         names = []
@@ -230,13 +230,7 @@ class Sweep:
 
 def _replaced(plain: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """A config's plain values with some of them replaced."""
-    result: dict[str, Any] = json.loads(json.dumps(plain))
+    result = copy.deepcopy(plain)
     for key, value in values.items():
-        *sections, last = key.split(".")
-        place = result
-        for section in sections:
-            if not isinstance(place.get(section), dict):
-                place[section] = {}
-            place = place[section]
-        place[last] = value
+        configs.put(result, key, value)
     return result

@@ -120,7 +120,7 @@ class Follower:
             self._over.wait(self._period) if not over else self._done.wait(self._period)
 
     def _complain(self, text: str) -> None:
-        self._run.append({"kind": "message", "level": "warning", "text": f"MLflow: {text}"})
+        self._run.warn(f"MLflow: {text}")
 
 
 class _Sent:

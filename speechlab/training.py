@@ -30,7 +30,7 @@ from speechlab.config import Experiment
 from speechlab.errors import InputError
 from speechlab.models.weights import Weights
 from speechlab.plan import Micro, Plan, Step
-from speechlab.runs import Event, Run
+from speechlab.runs import Event, Run, message
 from speechlab.validation import validate
 from speechlab.world import World
 
@@ -97,7 +97,7 @@ def train(experiment: Experiment, corpus: corpora.Corpus, start: str, run: Run, 
     folder = run.path / "checkpoints"
     resumed, passed_over = checkpoints.newest(folder)
     for line in passed_over:
-        yield {"kind": "message", "level": "warning", "text": f"{line}; going on from the one before"}
+        yield message(f"{line}; going on from the one before", "warning")
 
     learner = _Learner(experiment, Clips.of(corpus, experiment), start, run, world, resumed)
     first, total = resumed.step if resumed else 0, learner.total
@@ -110,7 +110,7 @@ def train(experiment: Experiment, corpus: corpora.Corpus, start: str, run: Run, 
         "precision": t.precision,
         "resumed_from": first if resumed else None,
         "corpus": {"name": corpus.name, "language": corpus.language, "clips": corpus.clips, "seconds": corpus.seconds},
-        "parameters": sum(p.numel() for p in learner.model.parameters() if p.requires_grad),
+        "parameters": models.parameters(learner.model)[1],
         "device_seconds": learner.limit,
     }
 
@@ -137,8 +137,7 @@ def train(experiment: Experiment, corpus: corpora.Corpus, start: str, run: Run, 
             return
 
     if done < total:
-        text = f"stopped early after step {done} of {total}: no better WER in {history.since} validations"
-        yield {"kind": "message", "level": "info", "text": text}
+        yield message(f"stopped early after step {done} of {total}: no better WER in {history.since} validations")
     if t.average:
         yield from _averaged(experiment, corpus, run, world, done, learner.plan.locate(done)[0] - 1)
     best = checkpoints.best(checkpoints.candidates(folder))
@@ -175,6 +174,7 @@ class _Learner:
         self.plan = plan_for(experiment, clips, self.tokens)
         self.total = self.plan.steps(t.epochs)
         self.stopping = False
+        self._process = psutil.Process()
         self.limit = self._limit()
         self._skipped = 0
         first = resumed.step if resumed else 0
@@ -199,17 +199,19 @@ class _Learner:
         seen: list[Batch] = []
         infeasible: list[str] = []
         mine = self._passes(planned)
-        for piece in mine:
-            asked = time.perf_counter()
-            batch = next(self._supply).to(torch.device(world.device))
-            waited += time.perf_counter() - asked
-            loss = self._backward(batch, _seed(experiment.seed, step, piece.clips[0]), world.size / expected, piece is mine[-1])
-            losses.append(loss.total.item())
-            tokens += loss.tokens
-            seen.append(batch)
-            infeasible += [batch.ids[i] for i in loss.infeasible]
+        with decoding.autocast(world.device, experiment.training.precision):  # around all passes: weights are cast once
+            for piece in mine:
+                asked = time.perf_counter()
+                batch = next(self._supply)
+                seen.append(batch)
+                batch = batch.to(torch.device(world.device))
+                waited += time.perf_counter() - asked
+                loss = self._backward(batch, _seed(experiment.seed, step, piece.clips[0]), world.size / expected, piece is mine[-1])
+                losses.append(loss.total.item())
+                tokens += loss.tokens
+                infeasible += [batch.ids[i] for i in loss.infeasible]
         loss_sum, tokens, waited, memory, left_out, stop = world.sum(
-            sum(losses), tokens, waited, psutil.Process().memory_info().rss, len(infeasible), float(self._asked_to_stop())
+            sum(losses), tokens, waited, self._process.memory_info().rss, len(infeasible), float(self._asked_to_stop())
         )
         self.stopping = bool(stop)
         norm, skipped = self._update(step, expected / tokens if tokens else 0.0)
@@ -241,10 +243,10 @@ class _Learner:
         # seeded by the place in the plan, not by the worker: dropout is the same at any world size
         torch.manual_seed(seed)
         with self._parallel.no_sync() if self.world.size > 1 and not last else nullcontext():
-            with decoding.autocast(self.world.device, self.experiment.training.precision):
-                loss: models.Loss = self._parallel(batch)
-            # DDP averages over workers; the objective is the mean over the step's tokens
-            self.scaler.scale(loss.total * weight).backward()  # type: ignore[no-untyped-call]
+            loss: models.Loss = self._parallel(batch)
+            with decoding.autocast(self.world.device, "fp32"):  # gradients have the types that the forward pass chose
+                # DDP averages over workers; the objective is the mean over the step's tokens
+                self.scaler.scale(loss.total * weight).backward()  # type: ignore[no-untyped-call]
         return loss
 
     def _update(self, step: int, correction: float) -> tuple[float, bool]:
@@ -286,7 +288,7 @@ class _Learner:
         folder = self.run.path / "failures"
         stem = f"step-{step + 1:06d}-worker-{self.world.rank}"
         folder.mkdir(exist_ok=True)
-        save_file({f"wave_{i}": batch.wave_BN.cpu().contiguous() for i, batch in enumerate(seen)}, folder / f"{stem}.safetensors")
+        save_file({f"wave_{i}": batch.wave_BN.contiguous() for i, batch in enumerate(seen)}, folder / f"{stem}.safetensors")
         about = [
             {"wave": f"wave_{i}", "loss": str(value), "context": b.context, "ids": b.ids, "texts": b.texts, "seconds": b.seconds}
             for i, (b, value) in enumerate(zip(seen, losses, strict=True))
@@ -307,7 +309,7 @@ class _Learner:
 def _left_out(event: Event) -> Event:
     ids = event["infeasible"]
     text = f"step {event['step']}: {len(ids)} clips have longer texts than CTC can align with their frames: {', '.join(ids[:5])}"
-    return {"kind": "message", "level": "warning", "text": text + (" …" if len(ids) > 5 else "")}
+    return message(text + (" …" if len(ids) > 5 else ""), "warning")
 
 
 def _checkpoint(learner: _Learner, run: Run, world: World, step: int, epoch: int, wer: float | None, history: checkpoints.History) -> Event:
@@ -351,11 +353,7 @@ def _averaged(experiment: Experiment, corpus: corpora.Corpus, run: Run, world: W
         checkpoints.finish_average(folder, step=step, epoch=epoch, wer=event["wer"], model=model)
     world.sum(0.0)
     steps = ", ".join(str(c.step) for c in parts)
-    yield {
-        "kind": "message",
-        "level": "info",
-        "text": f"the mean of the checkpoints at steps {steps} has a WER of {100 * event['wer']:.2f} %",
-    }
+    yield message(f"the mean of the checkpoints at steps {steps} has a WER of {100 * event['wer']:.2f} %")
 
 
 def _seed(*place: int) -> int:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from speechlab import cluster, pool
+from speechlab import cluster, detached, pool
 from speechlab.errors import InputError
-from speechlab.runs import Run
+from speechlab.runs import Event, Run, message
 from speechlab.sweeps import Sweep
 from speechlab.units import Seconds
 
@@ -68,7 +67,7 @@ def drive(sweep: Sweep, *, concurrent: int | None = None, quiet: bool = True) ->
         ray.shutdown()
     for run in sweep.runs:  # those that ASHA stopped were ended without a word
         if run.state == "interrupted" and len(run.validations()):
-            run.append({"kind": "message", "level": "info", "text": "stopped early: other trials were better at this point"})
+            run.append(message("stopped early: other trials were better at this point"))
             run.append({"kind": "stopped", "step": int(run.validations().step.iloc[-1])})
     best = sweep.keep_best()
     if best is None and results.errors:
@@ -78,14 +77,7 @@ def drive(sweep: Sweep, *, concurrent: int | None = None, quiet: bool = True) ->
 
 def launch(sweep: Sweep) -> subprocess.Popen[bytes]:
     """Drive a sweep in a process of its own, which leaves a notebook's kernel free; output in driver.log."""
-    log = open(sweep.path / "driver.log", "ab")  # noqa: SIM115 - the child's
-    return subprocess.Popen(
-        [sys.executable, "-m", "speechlab", "tune", "--resume", str(sweep.path)],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    return detached.start(sweep.path, "tune", "--resume", str(sweep.path))
 
 
 def _trial(settings: dict[str, Any]) -> None:
@@ -93,30 +85,16 @@ def _trial(settings: dict[str, Any]) -> None:
     import torch
     from ray import tune
 
-    from speechlab import corpora, training
-    from speechlab.batches import Clips
-    from speechlab.decoding import resolve_device
-    from speechlab.world import World
+    def heard(event: Event) -> None:
+        if event["kind"] == "validation":
+            tune.report({"wer": event["wer"]})
 
     torch.set_num_threads(settings["threads"])
     run = Run(settings["run"])
-    experiment = run.config
     for wer in run.validations().get("wer", []):
         tune.report({"wer": float(wer)})
-    if run.state in ("finished", "stopped"):
-        return
-    with run.lock():
-        try:
-            corpus = corpora.configured(experiment.corpus)
-            start = training.begin(experiment, Clips.of(corpus))
-            world = World(device=resolve_device(experiment.cluster.device, torch.cuda.is_available()))
-            for event in training.train(experiment, corpus, str(start.path), run, world):
-                run.append(event)
-                if event["kind"] == "validation":
-                    tune.report({"wer": event["wer"]})
-        except Exception as e:
-            run.append({"kind": "failure", "error": f"{type(e).__name__}: {e}"})
-            raise
+    if run.state not in ("finished", "stopped"):
+        cluster.drive(run, heard=heard)
 
 
 async def finished(sweep: Sweep, process: subprocess.Popen[bytes], poll: Seconds = 0.5) -> Path | None:
@@ -131,6 +109,7 @@ async def finished(sweep: Sweep, process: subprocess.Popen[bytes], poll: Seconds
     while process.poll() is None:
         await asyncio.sleep(poll)
     if process.returncode:
-        said = (sweep.path / "driver.log").read_text("utf-8", "replace")[-2000:]
-        raise cluster.TrainingFailed(f"The sweep {sweep.id} failed.\n{said}\n  do:       go on with: speechlab tune --resume {sweep.id}")
+        raise cluster.TrainingFailed(
+            f"The sweep {sweep.id} failed.\n{detached.said(sweep.path)}\n  do:       go on with: speechlab tune --resume {sweep.id}"
+        )
     return sweep.keep_best()

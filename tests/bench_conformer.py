@@ -2,9 +2,10 @@
 
     python tests/bench_conformer.py [--steps 8] [--data prompts joined]
 
-Prints clips and seconds of audio a second over an epoch's steps but the first, and the padding in their batches. In full
-about half an hour on two cores. SpeechBrain is no dependency: ``uv pip install speechbrain`` puts it beside the lab, best into
-an environment that is thrown away; where it is missing its rows are left out.
+Each side trains in a process of its own, a step of one and then a step of the next. Prints clips and seconds of audio a second
+over an epoch's steps but the first, and the padding in their batches. In full about half an hour on two cores. SpeechBrain is
+no dependency: ``uv pip install speechbrain`` puts it beside the lab, best into an environment that is thrown away; where it
+is missing its rows are left out.
 
 Equal on both sides: clips and how they are read, bf16 autocast, threads, audio a step, AdamW, clipping at 1.0, dropout, 16 layers of
 width 144 with 4 heads, feed-forward 576, kernel 31, frames of 40 ms, characters, CTC; no loader processes, no augmentation.
@@ -18,10 +19,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import multiprocessing
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +30,7 @@ import pandas as pd
 import torch
 from bench_train import joined
 from lhotse import CutSet
+from turns import Turn, in_turns
 
 from speechlab import config, corpora, pool, training
 from speechlab.batches import Clips
@@ -87,7 +87,6 @@ def main() -> None:
     made = config.validate(values, "bench")
     prompts = corpora.prepare("prompts")
     few = CutSet.from_cuts(sorted(prompts.cuts["dev"], key=lambda c: c.duration)[:2])  # what is decoded at the end is not timed
-    rows: list[dict[str, Any]] = []
     if find_spec("speechbrain") is None:
         print("SpeechBrain is not installed: its rows are left out (uv pip install speechbrain)")
     with tempfile.TemporaryDirectory() as top:
@@ -97,24 +96,25 @@ def main() -> None:
                 if data == "joined"
                 else dataclasses.replace(prompts, cuts={**prompts.cuts, "dev": few})
             )
-            for attention in (None, *(ATTENTIONS if find_spec("speechbrain") else ())):
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:  # memory and caches of its own
-                    steps = process.submit(side, attention, made, corpus, top, asked.threads, asked.steps).result()
-                rows.append(steps.row(data, f"SpeechBrain, {attention}" if attention else "the lab"))
-                print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1, float_format="{:.3f}".format), flush=True)
-            theirs = [row["audio s/s"] for row in rows if row["data"] == data and row["who"] != "the lab"]
+            kinds = (None, *(ATTENTIONS if find_spec("speechbrain") else ()))
+            given = (made, corpus, top, asked.threads, asked.steps)
+            sides = {f"SpeechBrain, {kind}" if kind else "the lab": [(side, kind, *given)] for kind in kinds}
+            table = pd.DataFrame([steps.row(data, who) for who, (steps,) in in_turns(sides).items()])
+            print(table.to_string(index=False, float_format="{:.3f}".format), flush=True)
+            ours, *theirs = table["audio s/s"]
             if theirs:
-                ours = next(row["audio s/s"] for row in rows if row["data"] == data)
                 print(f"{data}: {ours / max(theirs):.2f} times SpeechBrain's fastest, {ours / theirs[0]:.2f} times its equal, "
                       f"{ours / theirs[1]:.2f} times its recipe's; goal at least {GOAL}", flush=True)  # fmt: skip
 
 
-def side(attention: str | None, made: config.Experiment, corpus: corpora.Corpus, top: str, threads: int, steps: int | None) -> Steps:
+def side(
+    turn: Turn, attention: str | None, made: config.Experiment, corpus: corpora.Corpus, top: str, threads: int, steps: int | None
+) -> Steps:
     torch.set_num_threads(threads)
-    return speechbrain(attention, made, corpus, steps) if attention else lab(made, corpus, top, steps)
+    return speechbrain(turn, attention, made, corpus, steps) if attention else lab(turn, made, corpus, top, steps)
 
 
-def lab(made: config.Experiment, corpus: corpora.Corpus, top: str, steps: int | None) -> Steps:
+def lab(turn: Turn, made: config.Experiment, corpus: corpora.Corpus, top: str, steps: int | None) -> Steps:
     start = training.begin(made, Clips.of(corpus))
     found, processor, parameters = [], 0.0, 0
     events = training.train(made, corpus, str(start.path), Run.create(made, Path(top)))
@@ -127,12 +127,14 @@ def lab(made: config.Experiment, corpus: corpora.Corpus, top: str, steps: int | 
             processor += time.process_time() - before
         if len(found) == steps:
             break
+        if event["kind"] in ("start", "step"):
+            turn()
         before = time.process_time()
     columns = ([e[name] for e in found] for name in ("clips", "audio_seconds", "padded_seconds", "step_seconds"))
     return Steps(*columns, processor, parameters)
 
 
-def speechbrain(attention: str, made: config.Experiment, corpus: corpora.Corpus, steps: int | None) -> Steps:
+def speechbrain(turn: Turn, attention: str, made: config.Experiment, corpus: corpora.Corpus, steps: int | None) -> Steps:
     import speechbrain as sb
     from speechbrain.dataio.sampler import DynamicBatchSampler
     from speechbrain.lobes.features import Fbank
@@ -185,13 +187,15 @@ def speechbrain(attention: str, made: config.Experiment, corpus: corpora.Corpus,
 
         def on_stage_start(self, stage: Any, epoch: Any = None) -> None:
             self.seen: list[tuple[int, float, float, float]] = []
+            turn()
             self.began_processor, self.mark = time.process_time(), time.perf_counter()
 
         def on_fit_batch_end(self, batch: Any, outputs: Any, loss: torch.Tensor, should_step: bool) -> None:
             now, (sound, lengths) = time.perf_counter(), batch.sig
             most = sound.shape[1] / 16_000
             self.seen.append((len(lengths), float(lengths.sum()) * most, len(lengths) * most, now - self.mark))
-            self.mark = now
+            turn()
+            self.mark = time.perf_counter()
 
         def on_stage_end(self, stage: Any, loss: float, epoch: Any = None) -> None:
             self.processor = time.process_time() - self.began_processor

@@ -4,7 +4,7 @@
 
 *workers*: weak scaling of a Conformer-CTC of size S from one to two workers of a thread each, over gloo: two take steps twice
 as large. Beside them run two workers that know nothing of each other: what these lose is the machine's (caches, memory,
-whatever else runs), so both quotients are printed. The first step is left out.
+whatever else runs), so both quotients are printed. The three take turns, step by step; the first step is left out.
 *ray*: the quickstart for an epoch by one Ray worker with the tracker on SQLite, and in one process with neither, as
 ``speechlab train`` would; seconds of the same steps compared, those between start and first step apart. Taken in turns.
 *resume*: a plan of a million clips, and a late step of it, asked for first.
@@ -24,8 +24,8 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from bench_train import joined, lengths
+from turns import Turn, in_turns
 
 from speechlab import cluster, config, corpora, training
 from speechlab.batches import Clips
@@ -57,25 +57,24 @@ def main() -> None:
 def workers(steps: int, top: Path) -> None:
     prompts = corpora.prepare("prompts")
     corpus = joined(prompts, round(2.4 * steps * SHARE / 12), top)
-    rates = {}
+    sides = {}
     for name, size, groups in (("one alone", 1, 1), ("two, each for itself", 1, 2), ("two together", 2, 1)):
         folder = top / name.replace(" ", "-")
         folder.mkdir()
-        mp.spawn(worker, (size, steps, corpus, folder), nprocs=size * groups)
-        tables = [pd.read_json(path) for path in sorted(folder.glob("*.json"))]
-        # the events of a run speak of all its workers
-        rates[name] = sum(t.audio_seconds[1:].sum() / t.step_seconds[1:].sum() for t in tables)
-        print(
-            f"{name}: {rates[name]:.1f} s of audio a second, steps of {np.mean([t.step_seconds[1:].mean() for t in tables]):.2f} s",
-            flush=True,
-        )
+        sides[name] = [(worker, index, size, steps, corpus, folder) for index in range(size * groups)]
+    rates = {}
+    for name, tables in in_turns(sides).items():
+        mine = tables[:1] if name == "two together" else tables  # the events of a run speak of all its workers
+        rates[name] = sum(t.audio_seconds[1:].sum() / t.step_seconds[1:].sum() for t in mine)
+        seconds = np.mean([t.step_seconds[1:].mean() for t in mine])
+        print(f"{name}: {rates[name]:.1f} s of audio a second, steps of {seconds:.2f} s", flush=True)
     one, apart, together = rates.values()
     print(f"weak scaling from one to two workers: {together / (2 * one):.1%}, goal at least 92 %; "
           f"the machine itself {apart / (2 * one):.1%}, so working together costs {1 - together / apart:.1%}", flush=True)  # fmt: skip
 
 
-def worker(index: int, size: int, steps: int, corpus: corpora.Corpus, folder: Path) -> None:
-    """Train so many steps as one of ``size`` workers; the first of a run writes its step events."""
+def worker(turn: Turn, index: int, size: int, steps: int, corpus: corpora.Corpus, folder: Path) -> pd.DataFrame:
+    """The steps of one of ``size`` workers."""
     torch.set_num_threads(1)
     values = {
         "name": f"worker{index}",
@@ -102,10 +101,11 @@ def worker(index: int, size: int, steps: int, corpus: corpora.Corpus, folder: Pa
             events.append({name: event[name] for name in ("step", "audio_seconds", "step_seconds")})
         if len(events) == steps:
             break
-    if world.rank == 0:
-        pd.DataFrame(events).to_json(folder / f"{index}.json")
+        if event["kind"] in ("start", "step"):
+            turn()
     if size > 1:
         dist.destroy_process_group()
+    return pd.DataFrame(events)
 
 
 # --- Ray, events, tracker ------------------------------------------------------------------------------------------

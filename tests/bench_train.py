@@ -2,12 +2,12 @@
 
     python tests/bench_train.py [--epochs 3] [--recipe-steps 12] [--data prompts joined]
 
-Trains Whisper tiny.en twice on the same clips, in a process each, one after the other: by the lab's loop with the
-quickstart's settings, and by transformers' ``Seq2SeqTrainer`` as Hugging Face's Whisper recipe has it. ``prompts`` are
+Trains Whisper tiny.en twice on the same clips, in two processes, a step of one and then a step of the other: by the lab's loop
+with the quickstart's settings, and by transformers' ``Seq2SeqTrainer`` as Hugging Face's Whisper recipe has it. ``prompts`` are
 the telephone prompts (most under 3 s) for the quickstart's epochs; ``joined`` are made of them, to the lengths of
-LibriSpeech's utterances, for one epoch. Prints clips a second over the steps alone, and the word error rates of the last
-checkpoints by the lab's decoder. A third training leaves out the quickstart's steps at 30 s, to show what these cost. In full
-about 20 minutes on two cores; ``--recipe-steps`` times so many steps of the recipe only, and leaves its error rate out.
+LibriSpeech's utterances, for one epoch. Prints clips a second over the steps alone, with and without the quickstart's few
+steps at 30 s, and the word error rates of the last checkpoints by the lab's decoder. In full about 30 minutes on two cores;
+``--recipe-steps`` takes only so many steps of each, and leaves the error rates out.
 
 Equal on both sides: clips, initial weights, bf16 autocast, fp32 weights, threads, learning rates, AdamW, clipping at 1.0,
 the passes of a step, and clips a step: the recipe's is the mean of the plan's, which are of equal seconds, not clips.
@@ -20,11 +20,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +31,7 @@ import pandas as pd
 import soundfile
 import torch
 from lhotse import CutSet
+from turns import Turn, in_turns
 
 from speechlab import audio, checkpoints, config, corpora, decoding, models, pool, scoring, training
 from speechlab.batches import Clips
@@ -54,12 +52,23 @@ class Timed:
     seconds: list[float]
     processor: float
     beforehand: float
-    folder: str | None
+    folder: str
+    full: list[bool]
+
+    @property
+    def rate(self) -> float:
+        return sum(self.clips) / sum(self.seconds)
+
+    @property
+    def short_rate(self) -> float:
+        """Without the steps at 30 s."""
+        kept = [(n, s) for n, s, full in zip(self.clips, self.seconds, self.full, strict=True) if not full]
+        return sum(n for n, _ in kept) / sum(s for _, s in kept)
 
     def row(self, data: str, who: str) -> dict[str, Any]:
         each = np.array(self.clips) / np.array(self.seconds)
         return {"data": data, "who": who, "steps": len(each), "clips": sum(self.clips), "step s": sum(self.seconds),
-                "clips/s": sum(self.clips) / sum(self.seconds), "median of steps": float(np.median(each)),
+                "clips/s": self.rate, "never 30 s": self.short_rate, "median of steps": float(np.median(each)),
                 "processor s/clip": self.processor / sum(self.clips), "beforehand s": self.beforehand}  # fmt: skip
 
 
@@ -74,7 +83,7 @@ def main() -> None:
     quickstart = config.load("configs/quickstart.yaml")
     prompts = corpora.configured(quickstart.corpus)
     start = str(weights.resolve("whisper", "tiny.en").path)
-    rows, heard = [], []
+    heard = []
     with tempfile.TemporaryDirectory() as top:
         for data in asked.data:
             epochs = asked.epochs if data == "prompts" else 1
@@ -85,46 +94,41 @@ def main() -> None:
                 corpus = joined(prompts, asked.joined, Path(top))
                 values["training"] |= {"batch_seconds": 220.0}  # about 12 clips
             made = config.validate(values, "bench")
-            values["context"] |= {"full_fraction": 0.0}
-            short = config.validate(values, "bench")
-            sides: dict[str, tuple[Callable[..., Timed], config.Experiment]] = {
-                "the lab": (lab, made),
-                "the lab, never 30 s": (lab, short),
-                "the recipe": (recipe, made),
-            }
-            timed = {}
-            for who, (side, how) in sides.items():
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:  # memory and caches of its own
-                    timed[who] = process.submit(side, how, corpus, start, top, asked.threads, asked.recipe_steps).result()
-                rows.append(timed[who].row(data, who))
-                print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1, float_format="{:.2f}".format), flush=True)
-            lab_row, short_row, recipe_row = (row["clips/s"] for row in rows[-3:])
-            print(f"{data}: the lab trains {lab_row / recipe_row:.1f} times as many clips a second, "
-                  f"{short_row / recipe_row:.1f} times without steps at 30 s; goal at least {GOALS[data]}", flush=True)  # fmt: skip
-            if data == "prompts":
-                heard = [(who, t.folder) for who, t in timed.items() if t.folder is not None]
-        word_errors([("untrained", start), *heard], prompts)
+            given = (made, corpus, start, top, asked.threads, asked.recipe_steps)
+            timed = {who: found[0] for who, found in in_turns({"the lab": [(lab, *given)], "the recipe": [(recipe, *given)]}).items()}
+            print(pd.DataFrame([t.row(data, who) for who, t in timed.items()]).to_string(index=False, float_format="{:.2f}".format))
+            ours, theirs = timed.values()
+            print(f"{data}: the lab trains {ours.rate / theirs.rate:.1f} times as many clips a second, "
+                  f"{ours.short_rate / theirs.rate:.1f} times without steps at 30 s; goal at least {GOALS[data]}", flush=True)  # fmt: skip
+            if data == "prompts" and asked.recipe_steps is None:
+                heard = [(who, t.folder) for who, t in timed.items()]
+        if heard:
+            word_errors([("untrained", start), *heard], prompts)
 
 
 # --- the two sides -----------------------------------------------------------------------------------------------
 
 
-def lab(made: config.Experiment, corpus: corpora.Corpus, start: str, top: str, threads: int, _: int | None) -> Timed:
+def lab(turn: Turn, made: config.Experiment, corpus: corpora.Corpus, start: str, top: str, threads: int, steps: int | None) -> Timed:
     torch.set_num_threads(threads)
     run = Run.create(made, Path(top))
-    clips, seconds, processor = [], [], 0.0
-    events = training.train(made, corpus, start, run)
+    found, processor = [], 0.0
     before = time.process_time()
-    for event in events:
+    for event in training.train(made, corpus, start, run):
         if event["kind"] == "step":
-            clips.append(event["clips"])
-            seconds.append(event["step_seconds"])
+            found.append(event)
             processor += time.process_time() - before
+            if len(found) == steps:
+                break
+        if event["kind"] in ("start", "step"):
+            turn()
         before = time.process_time()  # what lies between two steps, such as validation, is not counted
-    return Timed(clips, seconds, processor, 0.0, str(checkpoints.existing(run.path / "checkpoints")[-1].path))
+    clips, seconds, full = ([e[name] for e in found] for name in ("clips", "step_seconds", "full_context"))
+    folder = "" if steps else str(checkpoints.existing(run.path / "checkpoints")[-1].path)
+    return Timed(clips, seconds, processor, 0.0, folder, full)
 
 
-def recipe(made: config.Experiment, corpus: corpora.Corpus, start: str, top: str, threads: int, steps: int | None) -> Timed:
+def recipe(turn: Turn, made: config.Experiment, corpus: corpora.Corpus, start: str, top: str, threads: int, steps: int | None) -> Timed:
     from transformers import (
         Seq2SeqTrainer,
         Seq2SeqTrainingArguments,
@@ -168,12 +172,13 @@ def recipe(made: config.Experiment, corpus: corpora.Corpus, start: str, top: str
             self.mark = 0.0
 
         def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+            turn()
             self.mark = time.perf_counter()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            now = time.perf_counter()
-            self.seconds.append(now - self.mark)
-            self.mark = now
+            self.seconds.append(time.perf_counter() - self.mark)
+            turn()
+            self.mark = time.perf_counter()
 
     clock = Clock()
     arguments = Seq2SeqTrainingArguments(
@@ -205,13 +210,14 @@ def recipe(made: config.Experiment, corpus: corpora.Corpus, start: str, top: str
     processor = time.process_time() - before
     whole, rest = divmod(len(examples), a_pass * t.micro_batches)
     clips = ([a_pass * t.micro_batches] * whole + [rest] * (rest > 0)) * t.epochs
-    folder = None
+    folder = ""
     if steps is None:
         folder = f"{top}/recipe-{corpus.name}"
         trainer.save_model(folder)
         for part in (tokenizer, extract):
             part.save_pretrained(folder)
-    return Timed(clips[: len(clock.seconds)], clock.seconds, processor, beforehand, folder)
+    taken = len(clock.seconds)
+    return Timed(clips[:taken], clock.seconds, processor, beforehand, folder, [False] * taken)
 
 
 # --- clips of LibriSpeech's lengths --------------------------------------------------------------------------------

@@ -157,13 +157,13 @@ def test_numbers_that_json_lacks_become_null(run):
 
 
 APPEND = """
-import sys, time
+import sys
 from speechlab.runs import Run
 run = Run(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
-n, end = 0, time.monotonic() + 0.7
-while time.monotonic() < end:
+n = 0
+while not run.stop_file.exists():
     run.append({"kind": "step", "step": n, "who": sys.argv[2], "padding": sys.argv[2] * (n * 37 % 5000)})
     n += 1
 print(n)
@@ -176,16 +176,22 @@ def test_two_processes_append_whole_lines(run):
     for w in writers:
         w.stdin.write("go\n")
         w.stdin.flush()
-    tail, seen = run.tail(), []
-    while any(w.poll() is None for w in writers):
+
+    def turns():
+        return sum(a["who"] != b["who"] for a, b in itertools.pairwise(seen))
+
+    tail, seen, deadline = run.tail(), [], time.monotonic() + 60
+    while turns() <= 10 and time.monotonic() < deadline:
         seen += tail.read()
+        time.sleep(0.05)
+    run.stop()
+    for w in writers:
+        w.wait()
     seen += tail.read()
     assert all(e["kind"] == "step" and e["padding"] == e["who"] * (e["step"] * 37 % 5000) for e in seen)
     for who, w in zip("ab", writers, strict=True):
         assert [e["step"] for e in seen if e["who"] == who] == list(range(int(w.stdout.read())))
-    turns = sum(a["who"] != b["who"] for a, b in itertools.pairwise(seen))
-    print(len(seen), "events in", turns, "turns")
-    assert turns > 2  # they did interleave; a busy machine switches between them less often
+    assert turns() > 10  # they did interleave
 
 
 def test_a_half_written_last_line_is_left_for_later(run):

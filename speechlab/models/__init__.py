@@ -111,6 +111,11 @@ def load(family: str, folder: str | Path, language: str, config: ModelConfig | N
     return family_class(family)(folder, language, config)
 
 
+def parameters(model: Any) -> tuple[int, int]:
+    """The number of a model's parameters, and of those that learn."""
+    return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def begin(config: ModelConfig, language: str, texts: Sequence[str], seed: int) -> Weights:
     """The initial weights of an experiment: found by name, or made in the cache where they must be.
 

@@ -141,7 +141,7 @@ class Conformer(nn.Module):
     @classmethod
     def complete(cls, folder: Path, config: ModelConfig) -> bool:
         """Whether a folder has a vocabulary; one without gets a new one and a head, as for another language."""
-        return any((folder / name).is_file() for name in ("vocab.json", "tokenizer.model"))
+        return ctc.has_vocabulary(folder)
 
     def recompute(self) -> None:
         """From now on compute a layer's activations twice rather than keep them."""
@@ -192,7 +192,7 @@ class Conformer(nn.Module):
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Labels of each transcript."""
-        return [len(ids) for ids in self.vocabulary.encode(texts)]
+        return self.vocabulary.count(texts)
 
     def save(self, folder: Path) -> None:
         """Write a folder that this class reads."""
@@ -202,7 +202,7 @@ class Conformer(nn.Module):
 
 def count_tokens(folder: str | Path, texts: Sequence[str]) -> list[int]:
     """As :meth:`Conformer.count_tokens`, from the vocabulary alone."""
-    return [len(ids) for ids in ctc.Vocabulary(folder).encode(texts)]
+    return ctc.Vocabulary(folder).count(texts)
 
 
 # --- the network -----------------------------------------------------------------------------------------------

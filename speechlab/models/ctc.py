@@ -95,6 +95,10 @@ class Vocabulary:
         rows = [[self._ids.get(c, unknown) for c in (t.upper() if self._upper else t).replace(" ", DELIMITER)] for t in said]
         return [[i for i in row if i is not None] for row in rows]
 
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Labels of each transcript."""
+        return [len(ids) for ids in self.encode(texts)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of label ids, blanks and special labels left out."""
         if self._pieces:
@@ -110,6 +114,11 @@ class Vocabulary:
             (folder / "tokenizer.model").write_bytes(self._pieces.serialized_model_proto())
         else:
             (folder / "vocab.json").write_text(json.dumps(self._ids, ensure_ascii=False, indent=1), "utf-8")
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a folder holds one."""
+    return any((folder / name).is_file() for name in ("vocab.json", "tokenizer.model"))
 
 
 def make_vocabulary(config: VocabularyConfig, texts: Sequence[str], folder: Path) -> Vocabulary:

@@ -135,7 +135,7 @@ class Wav2Vec2(nn.Module):
         names = _names(folder)
         if config.objective == "pretraining":
             return {_HEADS["pretraining"], _EMBEDDING} <= names
-        return _HEADS["transcripts"] in names and any((folder / name).is_file() for name in ("vocab.json", "tokenizer.model"))
+        return _HEADS["transcripts"] in names and ctc.has_vocabulary(folder)
 
     @classmethod
     def create(cls, config: ModelConfig, start: Path | None, language: str, texts: list[str], folder: Path) -> None:
@@ -329,7 +329,7 @@ def count_tokens(folder: str | Path, texts: Sequence[str]) -> list[int]:
 
 
 def _counts(vocabulary: ctc.Vocabulary | None, texts: Sequence[str]) -> list[int]:
-    return [len(ids) for ids in vocabulary.encode(texts)] if vocabulary else [1] * len(texts)
+    return vocabulary.count(texts) if vocabulary else [1] * len(texts)
 
 
 def spans(counts: Sequence[int], share: float, length: int, least: int) -> Tensor:

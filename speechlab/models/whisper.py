@@ -33,11 +33,12 @@ from speechlab.config import ModelConfig
 from speechlab.errors import InputError
 from speechlab.features import LogMel, mask
 from speechlab.models import Hypothesis, Loss, adapters
-from speechlab.units import FULL_CONTEXT, TOKENS_PER_SECOND
+from speechlab.units import FULL_CONTEXT, TOKENS_PER_SECOND, Seconds
 
 MAX_LABELS = 448  # decoder positions: prompt, text and end
 MAX_NEW_TOKENS = 224  # half of them, as in OpenAI's decoder
 LOGITS = 1024  # positions whose scores over the vocabulary are held at a time: 0.2 GB
+PLAIN_CONTEXT: Seconds = 15.0  # up to here plain attention in bf16 on a processor beats the fused kernel (reports/LOG.md)
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ class Whisper(nn.Module):
         Returns:
             states_BFD with ``F = 50 * context`` frames.
         """
+        self._attend(batch)
         mel_BMT = self.front_end(batch.wave_BN, batch.context)
         if batch.masks is not None:
             mel_BMT = mask(mel_BMT, batch.masks)
@@ -198,6 +200,13 @@ class Whisper(nn.Module):
     @property
     def _multilingual(self) -> bool:
         return bool(getattr(self.net.generation_config, "is_multilingual", False))
+
+    def _attend(self, batch: Batch) -> None:
+        """Choose the attention, of decoder and encoder alike, that costs least in this context; in float32 and on a GPU the fused one."""
+        reduced = batch.wave_BN.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        wanted = "eager" if reduced and batch.context <= PLAIN_CONTEXT else "sdpa"
+        if self.net.config._attn_implementation != wanted:
+            self.net.set_attn_implementation(wanted)
 
     def _greedy(self, batch: Batch) -> list[Hypothesis]:
         states = BaseModelOutput(last_hidden_state=self.encode(batch))
