@@ -20,10 +20,11 @@ from tqdm.std import tqdm
 
 from speechlab import audio, checkpoints, corpora, decoding, models, training
 from speechlab.batches import Clips
+from speechlab.comparison import Difference, compare
 from speechlab.config import Experiment
 from speechlab.errors import InputError, did_you_mean
 from speechlab.runs import Run, write_atomic
-from speechlab.scoring import Difference, Scores, compare, score
+from speechlab.scoring import Scores, score
 from speechlab.text import normaliser
 
 SYSTEMS = ("pretrained", "finetuned")

@@ -1,4 +1,4 @@
-"""Word and character errors of a set of utterances, with intervals and tests that know about speakers.
+"""Word and character errors of a set of utterances.
 
 Policy, in one place:
 
@@ -12,37 +12,31 @@ Policy, in one place:
 - CER follows jiwer's convention: characters of the normalised text, the single spaces between words included.
 - Raw and normalised rates are two calls of :func:`score` with two normalisers; a result carries its normaliser.
 
-Intervals speak either of *these speakers* (utterances are resampled) or of *new speakers* (speakers are).
-Where speakers differ, the first is far too narrow as a statement about the second, so each says which it is.
+- Utterances are scored in pairs: what to do with missing and extra ones is decided where texts are joined by id
+  (:mod:`speechlab.utterances`).
 
-Not covered: verdicts, strata, MAPSSWE, recordings of many minutes (alignment takes words squared of memory).
+Intervals are :mod:`speechlab.statistics`', comparisons of two systems :mod:`speechlab.comparison`'s.
+
+Not covered: recordings of many minutes (alignment takes words squared of memory), alternations of a reference.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import kaldialign
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
-from speechlab.errors import InputError, did_you_mean
+from speechlab.errors import InputError
+from speechlab.statistics import By, Interval, Ints, ratio_interval
 from speechlab.text import Normaliser
 
 Op = Literal["hit", "sub", "del", "ins"]
-By = Literal["utterance", "speaker"]
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
-SCOPES = {"utterance": "these speakers", "speaker": "new speakers"}  # what an interval speaks of, by what is resampled
-FEW = 20  # below so many resampled units a percentile interval is too narrow
-EXACT = 12  # up to so many units all 2^12 sign patterns are enumerated
-FLIPS = 10_000  # sign patterns drawn where there are more units
-BLOCK = 2**22  # random numbers held at a time (32 MiB as int64)
+LETTERS = {"hit": "C", "sub": "S", "del": "D", "ins": "I"}  # as sclite writes an alignment
 
 
 def align(reference_words: Sequence[str], hypothesis_words: Sequence[str]) -> list[tuple[Op, str, str]]:
@@ -64,32 +58,6 @@ def align(reference_words: Sequence[str], hypothesis_words: Sequence[str]) -> li
     return [("hit" if r == h else "ins" if not r else "del" if not h else "sub", r, h) for r, h in pairs]
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A bootstrap interval and what it speaks of.
-
-    Attributes:
-        low: Lower end, in the unit of what it belongs to (a fraction for a rate, points for a difference); ``nan`` if it cannot be had.
-        high: Upper end, likewise.
-        level: Nominal coverage, such as 0.95.
-        by: What was resampled: ``utterance`` or ``speaker``.
-        units: How many of them there are.
-        warning: Why it is missing or should be read with care; empty if neither.
-    """
-
-    low: float
-    high: float
-    level: float
-    by: By
-    units: int
-    warning: str = ""
-
-    @property
-    def scope(self) -> str:
-        """Whom it speaks of: ``these speakers`` or ``new speakers``."""
-        return SCOPES[self.by]
-
-
 @dataclass(frozen=True, eq=False)
 class Scores:
     """Counts for each utterance, from which every rate, interval and comparison derives.
@@ -99,6 +67,7 @@ class Scores:
         hypotheses: Normalised hypotheses (U).
         normaliser: Identity of the normaliser: name, version and hash.
         speakers: Speaker of each utterance (U), or None if they are not known.
+        operations: Alignment of each utterance (U), a letter a column: C right, S replaced, D missed, I added.
         words_U: Reference words.
         hits_U: Words recognised.
         substitutions_U: Words replaced.
@@ -112,6 +81,7 @@ class Scores:
     hypotheses: tuple[str, ...] = field(repr=False)
     normaliser: str
     speakers: tuple[str, ...] | None = field(repr=False)
+    operations: tuple[str, ...] = field(repr=False)
     words_U: Ints = field(repr=False)
     hits_U: Ints = field(repr=False)
     substitutions_U: Ints = field(repr=False)
@@ -170,17 +140,27 @@ class Scores:
         chars = int(self.chars_U.sum())
         return int(self.char_errors_U.sum()) / chars if chars else math.nan
 
+    @property
+    def mer(self) -> float:
+        """Match error rate, errors over aligned columns (Morris et al., 2004); at most 1; ``nan`` if there is no word at all."""
+        columns = int(self.hits_U.sum()) + self.errors
+        return self.errors / columns if columns else math.nan
+
+    @property
+    def wil(self) -> float:
+        """Word information lost (Morris et al., 2004); ``nan`` if either side has no word."""
+        hits = int(self.hits_U.sum())
+        heard = hits + self.substitutions + self.insertions
+        return 1 - hits / self.words * hits / heard if self.words and heard else math.nan
+
     def interval(self, resamples: int = 1000, seed: int = 0, level: float = 0.95, by: By = "utterance") -> Interval:
-        """Percentile bootstrap interval of the corpus WER (Bisani & Ney, 2004).
+        """Interval of the corpus WER: see :func:`speechlab.statistics.ratio_interval`.
 
         Args:
             resamples: How many times the units are drawn anew.
             seed: The same seed gives the same interval.
             level: Nominal coverage, between 0 and 1.
             by: ``utterance`` for a statement about these speakers, ``speaker`` about new ones.
-
-        Returns:
-            Fractions, or ``nan`` with a warning where one unit alone, or no reference word, leaves nothing to resample.
 
         Raises:
             InputError: if an argument is out of range, or speakers are asked for and were not given to :func:`score`.
@@ -189,7 +169,61 @@ class Scores:
             raise InputError(
                 "The speakers are not known.", got="no speakers", expected="one for each utterance", do="pass speakers= to score()"
             )
-        return _interval(self, self.errors_U, 1.0, resamples, seed, level, by)
+        how: dict[str, Any] = {"by": by, "resamples": resamples, "seed": seed, "level": level, "least": 0.0}
+        return ratio_interval(self.units(self.errors_U, by), self.units(self.words_U, by), **how)
+
+    def units(self, values_U: Ints, by: By) -> Ints:
+        """Values summed over utterances or speakers (K); where the speakers are not known, all utterances are one unit."""
+        if by != "speaker":
+            return values_U
+        speakers, index_U = np.unique(np.array(self.speakers or ("",) * len(self)), return_inverse=True)
+        sums = np.zeros(len(speakers), np.int64)
+        np.add.at(sums, index_U, values_U)
+        return sums
+
+    def only(self, chosen: Sequence[int] | Ints) -> Scores:
+        """The scores of some of the utterances."""
+        at = np.asarray(chosen, np.int64)
+
+        def part(value: Any) -> Any:
+            return _frozen(value[at]) if isinstance(value, np.ndarray) else tuple(value[i] for i in at)
+
+        parts = {f.name: part(value) for f in fields(self) if f.name != "normaliser" and (value := getattr(self, f.name)) is not None}
+        return replace(self, **parts)
+
+    def table(self) -> pd.DataFrame:
+        """One row an utterance: speaker, texts, words, hits, S, D, I, characters and their errors, wer, and the alignment in words."""
+        return pd.DataFrame(
+            {
+                "speaker": self.speakers or ("",) * len(self),
+                "reference": self.references,
+                "hypothesis": self.hypotheses,
+                "words": self.words_U,
+                "hits": self.hits_U,
+                "substitutions": self.substitutions_U,
+                "deletions": self.deletions_U,
+                "insertions": self.insertions_U,
+                "characters": self.chars_U,
+                "character_errors": self.char_errors_U,
+                "wer": np.divide(self.errors_U, self.words_U, out=np.full(len(self), np.nan), where=self.words_U > 0),
+                "alignment": [worded(r, h, o) for r, h, o in zip(self.references, self.hypotheses, self.operations, strict=True)],
+            }
+        )
+
+
+def worded(reference: str, hypothesis: str, operations: str) -> str:
+    """An alignment in words: right ones as they are, ``[said > heard]``, ``[said > ]`` for a missed word, ``[ > heard]`` for an added one.
+
+    >>> worded("the cat sat", "the bat sat down", "CSCI")
+    'the [cat > bat] sat [ > down]'
+    """
+    said, heard = iter(reference.split()), iter(hypothesis.split())
+    parts = []
+    for operation in operations:
+        word = next(said) if operation != "I" else ""
+        other = next(heard) if operation != "D" else ""
+        parts.append(word if operation == "C" else f"[{word} > {other}]")
+    return " ".join(parts)
 
 
 def score(references: Sequence[str], hypotheses: Sequence[str], normaliser: Normaliser, speakers: Sequence[str] | None = None) -> Scores:
@@ -225,6 +259,7 @@ def score(references: Sequence[str], hypotheses: Sequence[str], normaliser: Norm
         hypotheses=hyps,
         normaliser=normaliser.identity,
         speakers=None if speakers is None else tuple(columns["speakers"]),
+        operations=tuple("".join(LETTERS[op] for op in utterance) for utterance in ops),
         words_U=_frozen(hits + subs + dels),
         hits_U=hits,
         substitutions_U=subs,
@@ -250,157 +285,3 @@ def _frozen(values: Any) -> Ints:
     array = np.asarray(values, np.int64)
     array.flags.writeable = False
     return array
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How two systems differ on the same utterances: b minus a, in points of WER (negative: b is better).
-
-    Attributes:
-        points: Difference of the corpus WERs times 100.
-        interval: Its paired bootstrap interval over utterances, in points: these speakers.
-        speaker_interval: The same over speakers: new speakers; ``nan`` and a warning where it cannot be had.
-        p: Two-sided p-value of a sign-flip permutation test.
-        p_by: What the signs were flipped over; ``utterance`` only where there are not two speakers.
-        p_exact: Whether every sign pattern was enumerated, rather than drawn.
-        p_warning: What limits the p-value; empty if nothing does.
-    """
-
-    points: float
-    interval: Interval
-    speaker_interval: Interval
-    p: float
-    p_by: By
-    p_exact: bool
-    p_warning: str = ""
-
-    @property
-    def low(self) -> float:
-        """Lower end of :attr:`interval`, in points."""
-        return self.interval.low
-
-    @property
-    def high(self) -> float:
-        """Upper end of :attr:`interval`, in points."""
-        return self.interval.high
-
-    def __str__(self) -> str:
-        """One line: ``-4.35 points [-5.9, -2.9] (these speakers), p = 0.002 by speaker``."""
-        return f"{self.points:+.2f} points [{self.low:+.2f}, {self.high:+.2f}] ({self.interval.scope}), p = {self.p:.3g} by {self.p_by}"
-
-
-def compare(a: Scores, b: Scores, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Difference:
-    """Paired difference of two systems' corpus WER, b minus a.
-
-    Both are drawn with the same units in each resample, so what makes an utterance hard for both cancels. The
-    p-value flips, speaker by speaker, which system is called a: it keeps its 5 % of false alarms where the difference
-    varies between speakers, and a paired t-test or MAPSSWE over utterances was measured to raise 22 %.
-
-    Args:
-        a: The system compared against.
-        b: The system in question, scored on the same utterances in the same order with the same normaliser.
-        resamples: Bootstrap resamples.
-        seed: Of the resamples and of drawn sign patterns.
-        level: Nominal coverage of the intervals.
-
-    Raises:
-        InputError: if normaliser, references or speakers of the two are not the same (the first difference is shown),
-            or an argument is out of range.
-    """
-    if a.normaliser != b.normaliser:
-        got = f"{a.normaliser} and {b.normaliser}"
-        raise InputError("Two normalisers cannot be compared.", got=got, expected="the same", do="score both with one")
-    _same("reference", a.references, b.references)
-    _same("speaker", a.speakers or (), b.speakers or ())
-    errors_U = b.errors_U - a.errors_U
-    by: By = "speaker" if len(set(a.speakers or ())) > 1 else "utterance"
-    differences = _units(a, errors_U, by)
-    p, exact = _sign_flip(differences, seed)
-    warnings = []
-    if by == "utterance":
-        known = "there is one speaker" if a.speakers else "the speakers are not known"
-        warnings.append(f"{known}, so a test over speakers cannot be had: p takes utterances as independent, and speaks of these speakers")
-    if (least := 2.0 ** (1 - len(differences))) > 0.01:
-        warnings.append(f"with {len(differences)} {by}s p cannot fall below {least:.3g}")
-    return Difference(
-        points=100 * (b.wer - a.wer),
-        interval=_interval(a, errors_U, 100.0, resamples, seed, level, "utterance"),
-        speaker_interval=_interval(a, errors_U, 100.0, resamples, seed, level, "speaker"),
-        p=p,
-        p_by=by,
-        p_exact=exact,
-        p_warning="; ".join(warnings),
-    )
-
-
-def _same(what: str, a: Sequence[str], b: Sequence[str]) -> None:
-    for i, (in_a, in_b) in enumerate(itertools.zip_longest(a, b)):
-        if in_a != in_b:
-            raise InputError(
-                f"The two systems were not scored on the same utterances: the {what} of utterance {i} differs.",
-                got=f"{in_a!r} in a, {in_b!r} in b",
-                expected=f"the same {what}s in the same order",
-                do="join the two by id before scoring",
-            )
-
-
-def _units(scores: Scores, values_U: Ints, by: By) -> Ints:
-    """Values summed over each resampled unit; with unknown speakers all utterances are one unit."""
-    if by == "utterance":
-        return values_U
-    speakers, index_U = np.unique(np.array(scores.speakers or ("",) * len(scores)), return_inverse=True)
-    sums = np.zeros(len(speakers), np.int64)
-    np.add.at(sums, index_U, values_U)
-    return sums
-
-
-def _interval(scores: Scores, errors_U: Ints, scale: float, resamples: int, seed: int, level: float, by: By) -> Interval:
-    """Percentile bootstrap of ``scale * sum(errors) / sum(words)`` over units."""
-    if by not in SCOPES:
-        raise InputError("Unknown unit to resample.", got=by, expected="utterance or speaker", do=did_you_mean(str(by), SCOPES))
-    if resamples < 1 or not 0 < level < 1:
-        got, expected = f"resamples={resamples}, level={level}", "resamples >= 1, 0 < level < 1"
-        raise InputError("No interval can be drawn like this.", got=got, expected=expected, do="for example 1000 and 0.95")
-    errors, words = _units(scores, errors_U, by), _units(scores, scores.words_U, by)
-    units = len(words)
-    if scores.words == 0:
-        return Interval(math.nan, math.nan, level, by, units, "there is no reference word, so there is no rate")
-    if units == 1:
-        known = f"there is one {by}" if by == "utterance" or scores.speakers else "the speakers are not known"
-        return Interval(math.nan, math.nan, level, by, units, f"{known}: how much {by}s differ, and so this interval, cannot be had")
-    tail = (1 - level) / 2
-    low, high = np.nanquantile(scale * _resampled(errors, words, resamples, seed), [tail, 1 - tail])
-    warning = f"only {units} {by}s: the interval is too narrow under {FEW}" if units < FEW else ""
-    return Interval(float(low), float(high), level, by, units, warning)
-
-
-def _resampled(errors: Ints, words: Ints, resamples: int, seed: int) -> Floats:
-    """Ratios of sums (R) over units drawn with replacement; ``nan`` where no reference word was drawn."""
-    rng = np.random.default_rng(seed)
-    units = len(words)
-    totals = []
-    for start in range(0, resamples, step := max(1, BLOCK // units)):
-        drawn = rng.integers(0, units, (min(step, resamples - start), units))
-        totals.append((errors[drawn].sum(1), words[drawn].sum(1)))
-    errors_R, words_R = (np.concatenate(part) for part in zip(*totals, strict=True))
-    rates_R: Floats = np.divide(errors_R, words_R, out=np.full(resamples, np.nan), where=words_R > 0)
-    return rates_R
-
-
-def _sign_flip(differences: Ints, seed: int) -> tuple[float, bool]:
-    """Two-sided p of ``|sum of ± differences|`` reaching the observed one, and whether it is exact.
-
-    Units that do not differ are left out: their sign changes nothing. Drawn patterns count the observed one
-    (Phipson & Smyth, 2010), so p is never 0.
-    """
-    moved = differences[differences != 0]
-    observed = abs(int(moved.sum()))
-    if len(moved) <= EXACT:
-        patterns = np.array(list(itertools.product((-1, 1), repeat=len(moved))), np.int64).reshape(2 ** len(moved), len(moved))
-        return float(np.mean(np.abs(patterns @ moved) >= observed)), True
-    rng = np.random.default_rng(seed)
-    reached = 0
-    for start in range(0, FLIPS, step := max(1, BLOCK // len(moved))):
-        flipped = rng.random((min(step, FLIPS - start), len(moved)), np.float32) < 0.5
-        reached += int(np.sum(np.abs(moved.sum() - 2 * (flipped @ moved)) >= observed))
-    return (1 + reached) / (1 + FLIPS), False

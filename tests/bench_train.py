@@ -33,7 +33,7 @@ import torch
 from lhotse import CutSet
 from turns import Turn, in_turns
 
-from speechlab import audio, checkpoints, config, corpora, decoding, models, pool, scoring, training
+from speechlab import audio, checkpoints, comparison, config, corpora, decoding, models, pool, scoring, training
 from speechlab.batches import Clips
 from speechlab.corpora import base
 from speechlab.models import weights
@@ -276,7 +276,7 @@ def word_errors(systems: list[tuple[str, str]], corpus: corpora.Corpus) -> None:
     if ("the recipe", "full") in found:
         for (who, context), scores in found.items():
             if who.startswith("the lab"):
-                print(f"{who} ({context}) minus the recipe (full): {scoring.compare(found['the recipe', 'full'], scores)}")
+                print(f"{who} ({context}) minus the recipe (full): {comparison.compare(found['the recipe', 'full'], scores)}")
 
 
 if __name__ == "__main__":

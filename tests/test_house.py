@@ -46,7 +46,6 @@ LONG: dict[str, str] = {
     "plots.py": "every figure of the lab, in one style",
     "wav2vec2.py": "both objectives share one encoder, and what a folder may hold is checked where it is read",
     "weights.py": "every place that weights come from behaves alike",
-    "scoring.py": "counts, intervals and tests share the units that they resample",
 }
 
 

@@ -1,0 +1,222 @@
+"""Two systems on the same utterances: by how much they differ, how sure that is, and what follows from it.
+
+The difference is paired: both systems heard the same clips, so what makes a clip hard for both cancels. The verdict comes
+from an interval of it and a margin, never from the two rates alone: "new > old + 0.5" raised 38 to 42 % false alarms on
+small sets where the systems were equal.
+
+Not covered: more than two systems at once; seeds (A beats B only over several trainings of each).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from speechlab.errors import InputError
+from speechlab.scoring import Scores
+from speechlab.statistics import By, Interval, Mapsswe, holm, mapsswe, paired_t, ratio_interval, sign_flip
+
+MARGIN = 0.5  # points of WER that a new system may be worse
+SMALL = 20  # utterances of a stratum under which its rates say next to nothing
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two systems differ on the same utterances: b minus a, in points of WER (negative: b is better).
+
+    Attributes:
+        points: Difference of the corpus WERs times 100.
+        interval: Its paired interval over utterances, in points: these speakers.
+        speaker_interval: The same over speakers: new speakers; ``nan`` and a warning where it cannot be had.
+        p: Two-sided p-value of a sign-flip permutation test.
+        p_by: What the signs were flipped over; ``utterance`` only where there are not two speakers.
+        p_exact: Whether every sign pattern was enumerated, rather than drawn.
+        mapsswe: The test of the literature, a minus b; takes segments as independent.
+        p_t: Of the paired t-test on utterances' rates, the familiar row.
+        utterances: How many there are.
+        p_warning: What limits the p-value; empty if nothing does.
+    """
+
+    points: float
+    interval: Interval
+    speaker_interval: Interval
+    p: float
+    p_by: By
+    p_exact: bool
+    mapsswe: Mapsswe
+    p_t: float
+    utterances: int
+    p_warning: str = ""
+
+    @property
+    def low(self) -> float:
+        """Lower end of :attr:`interval`, in points."""
+        return self.interval.low
+
+    @property
+    def high(self) -> float:
+        """Upper end of :attr:`interval`, in points."""
+        return self.interval.high
+
+    def __str__(self) -> str:
+        """One line: ``-4.35 points [-5.9, -2.9] (these speakers), p = 0.002 by speaker``."""
+        return f"{self.points:+.2f} points [{self.low:+.2f}, {self.high:+.2f}] ({self.interval.scope}), p = {self.p:.3g} by {self.p_by}"
+
+
+def compare(a: Scores, b: Scores, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Difference:
+    """Paired difference of two systems' corpus WER, b minus a.
+
+    Both are drawn with the same units in each resample. The p-value flips, speaker by speaker, which system is called a: it
+    keeps its 5 % of false alarms where the difference varies between speakers, and a paired t-test or MAPSSWE over
+    utterances was measured to raise 22 %.
+
+    Args:
+        a: The system compared against.
+        b: The system in question, scored on the same utterances in the same order with the same normaliser.
+        resamples: Bootstrap resamples.
+        seed: Of the resamples and of drawn sign patterns.
+        level: Nominal coverage of the intervals.
+
+    Raises:
+        InputError: if normaliser, references or speakers of the two are not the same (the first difference is shown),
+            or an argument is out of range.
+    """
+    if a.normaliser != b.normaliser:
+        got = f"{a.normaliser} and {b.normaliser}"
+        raise InputError("Two normalisers cannot be compared.", got=got, expected="the same", do="score both with one")
+    _same("reference", a.references, b.references)
+    _same("speaker", a.speakers or (), b.speakers or ())
+    errors_U = b.errors_U - a.errors_U
+    by: By = "speaker" if len(set(a.speakers or ())) > 1 else "utterance"
+    differences = a.units(errors_U, by)
+    p, exact = sign_flip(differences, seed)
+    warnings = []
+    if by == "utterance":
+        known = "there is one speaker" if a.speakers else "the speakers are not known"
+        warnings.append(f"{known}, so a test over speakers cannot be had: p takes utterances as independent, and speaks of these speakers")
+    if (least := 2.0 ** (1 - len(differences))) > 0.01:
+        warnings.append(f"with {len(differences)} {by}s p cannot fall below {least:.3g}")
+    how: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level}
+    rated = a.words_U > 0
+    return Difference(
+        points=100 * (b.wer - a.wer),
+        interval=_interval(a, errors_U, "utterance", how),
+        speaker_interval=_interval(a, errors_U, "speaker", how),
+        p=p,
+        p_by=by,
+        p_exact=exact,
+        mapsswe=mapsswe(a.operations, b.operations),
+        p_t=paired_t(*(s.errors_U[rated] / s.words_U[rated] for s in (a, b))),
+        utterances=len(a),
+        p_warning="; ".join(warnings),
+    )
+
+
+def _interval(scores: Scores, errors_U: Any, by: By, how: dict[str, Any]) -> Interval:
+    """In points."""
+    found = ratio_interval(scores.units(errors_U, by), scores.units(scores.words_U, by), by=by, **how)
+    warning = found.warning
+    if by == "speaker" and scores.speakers is None:
+        warning = "the speakers are not known: how much speakers differ, and so this interval, cannot be had"
+    return Interval(100 * found.low, 100 * found.high, found.level, by, found.units, found.method, warning)
+
+
+def _same(what: str, a: Sequence[str], b: Sequence[str]) -> None:
+    for i, (in_a, in_b) in enumerate(itertools.zip_longest(a, b)):
+        if in_a != in_b:
+            raise InputError(
+                f"The two systems were not scored on the same utterances: the {what} of utterance {i} differs.",
+                got=f"{in_a!r} in a, {in_b!r} in b",
+                expected=f"the same {what}s in the same order",
+                do="join the two by id before scoring",
+            )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a difference means for a release.
+
+    Attributes:
+        kind: ``OK``: worse by more than the margin is ruled out; ``REGRESSED``: worse by more than the margin is sure;
+            ``INCONCLUSIVE``: the interval holds the margin.
+        margin: Points of WER that the new system may be worse.
+        interval: Of the difference, which decided.
+        needed: About how many utterances of this kind would decide, if the difference stayed what it is; None where it was
+            decided, or where no number would do.
+        text: All of it in a sentence.
+    """
+
+    kind: Literal["OK", "REGRESSED", "INCONCLUSIVE"]
+    margin: float
+    interval: Interval
+    needed: int | None
+    text: str
+
+
+def judge(difference: Difference, margin: float = MARGIN, by: By | None = None) -> Verdict:
+    """The verdict of the paired interval.
+
+    Args:
+        difference: New system minus old, from :func:`compare`.
+        margin: Points of WER that the new system may be worse.
+        by: ``speaker`` to speak of new speakers, ``utterance`` of these; none takes speakers where there are two or more.
+
+    Raises:
+        InputError: if the margin is no number from 0 on.
+    """
+    if not (math.isfinite(margin) and margin >= 0):
+        raise InputError("The margin cannot be used.", got=f"{margin}", expected="points of WER, 0 or more", do="for example 0.5")
+    if by is None:
+        by = "utterance" if math.isnan(difference.speaker_interval.low) else "speaker"
+    interval = difference.speaker_interval if by == "speaker" else difference.interval
+    seen = f"{difference.points:+.2f} points [{interval.low:+.2f}, {interval.high:+.2f}] ({interval.scope}), margin {margin:g}"
+    if interval.high <= margin:
+        return Verdict("OK", margin, interval, None, f"OK: {seen}; worse by more than the margin is ruled out")
+    if interval.low > margin:
+        return Verdict("REGRESSED", margin, interval, None, f"REGRESSED: {seen}; worse by more than the margin")
+    if math.isnan(interval.low):
+        return Verdict("INCONCLUSIVE", margin, interval, None, f"INCONCLUSIVE: {difference.points:+.2f} points; {interval.warning}")
+    distance = abs(difference.points - margin)
+    half = interval.high - difference.points if difference.points < margin else difference.points - interval.low
+    # the width falls with the root of the number
+    needed = math.ceil(difference.utterances * (half / distance) ** 2) if distance > 1e-9 else None
+    more = f"about {needed:,} utterances of this kind would decide, {difference.utterances:,} did not" if needed else "no number decides"
+    return Verdict("INCONCLUSIVE", margin, interval, needed, f"INCONCLUSIVE: {seen}; {more}")
+
+
+def strata(a: Scores, b: Scores, labels: Sequence[str], resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """The difference in each stratum of the utterances, p-values adjusted by Holm's method over all of them.
+
+    Args:
+        a: The system compared against.
+        b: The system in question.
+        labels: The stratum of each utterance (U).
+        resamples: Bootstrap resamples.
+        seed: Of the resamples.
+
+    Returns:
+        One row a stratum: stratum, utterances, words, wer_a, wer_b (fractions), points, low, high (these speakers), p, p_holm and
+        warning. In strata of fewer than :data:`SMALL` utterances interval and p are ``nan``.
+    """
+    rows = []
+    for label in sorted(set(labels)):
+        chosen = np.flatnonzero(np.array(labels, dtype=object) == label)
+        in_a, in_b = a.only(chosen), b.only(chosen)
+        row: dict[str, Any] = {"stratum": label, "utterances": len(chosen), "words": in_a.words, "wer_a": in_a.wer, "wer_b": in_b.wer}
+        if len(chosen) < SMALL:
+            row |= {"points": 100 * (in_b.wer - in_a.wer), "low": math.nan, "high": math.nan, "p": math.nan}
+            row |= {"warning": f"{len(chosen)} utterances are too few"}
+        else:
+            d = compare(in_a, in_b, resamples, seed)
+            row |= {"points": d.points, "low": d.low, "high": d.high, "p": d.p, "warning": d.p_warning}
+        rows.append(row)
+    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = adjusted
+    columns = ["stratum", "utterances", "words", "wer_a", "wer_b", "points", "low", "high", "p", "p_holm", "warning"]
+    return pd.DataFrame(rows, columns=columns)
