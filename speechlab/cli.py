@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from speechlab import cli_corpus, runs
+from speechlab import cli_corpus, cli_score, runs
 from speechlab import config as configs
 from speechlab.cli_corpus import QUICKSTART, ConfigOption, out
 from speechlab.errors import InputError
@@ -28,6 +28,7 @@ app = typer.Typer(
     help="Train, evaluate, compare and explain speech recognition.",
 )
 app.add_typer(cli_corpus.app, name="corpus")
+app.add_typer(cli_score.app)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value in place of the file's; repeatable")]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -23,7 +24,7 @@ from speechlab.batches import Clips
 from speechlab.comparison import Difference, compare
 from speechlab.config import Experiment
 from speechlab.errors import InputError, did_you_mean
-from speechlab.runs import Run, write_atomic
+from speechlab.runs import Run, find, write_atomic
 from speechlab.scoring import Scores, score
 from speechlab.text import normaliser
 
@@ -244,6 +245,32 @@ def load(run: Run) -> list[Evaluation]:
     for path in sorted((run.path / "evaluations").glob("*.json")):
         found.append(Evaluation(**json.loads(path.read_text()), rows=pd.read_parquet(path.with_suffix(".parquet"))))
     return found
+
+
+def kept(name: str) -> Path:
+    """The table of one of a run's evaluations.
+
+    Args:
+        name: ``RUN`` for its trained system on clean speech, in short context where it has that; ``RUN:system--condition--context``
+            for another.
+
+    Raises:
+        InputError: if there is no such run, or it holds no such evaluation; those that it holds are listed.
+    """
+    id_, _, wanted = name.partition(":")
+    run = find(id_)
+    names = [e.name for e in load(run)]
+    if not wanted:
+        trained = [n for n in names if not n.startswith("pretrained") and "--clean--" in n]
+        wanted = next((n for n in trained if n.endswith("--short")), trained[0] if trained else "")
+    if wanted not in names:
+        raise InputError(
+            f"Run {run.id} holds no such evaluation.",
+            got=wanted or "nothing evaluated",
+            expected=", ".join(names) or "an evaluation",
+            do=did_you_mean(wanted, names) if names else f"speechlab evaluate {run.id}",
+        )
+    return run.path / "evaluations" / f"{wanted}.parquet"
 
 
 def summary(evaluations: list[Evaluation], experiment: Experiment) -> pd.DataFrame:

@@ -36,7 +36,7 @@ ONLY_IMPORTER = {
     "pyroomacoustics": {"effects"},
     "praatio": {"coraal"},
     "kaldialign": {"scoring"},
-    "typer": {"cli", "cli_corpus"},
+    "typer": {"cli", "cli_corpus", "cli_score"},
     "pydantic": {"config"},
 }
 # longer than about 400 lines, and why

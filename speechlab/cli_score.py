@@ -1,0 +1,210 @@
+"""The command line's part for numbers: score anybody's output, compare two systems, and say so in exit statuses.
+
+``compare`` ends with 0 for OK, 1 for REGRESSED, 3 for INCONCLUSIVE; 2 is for input that cannot be used, here as everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from speechlab.cli_corpus import out
+from speechlab.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from speechlab.comparison import Difference
+    from speechlab.scoring import Scores
+    from speechlab.statistics import By, Interval
+    from speechlab.utterances import Joined, Texts
+
+app = typer.Typer()
+EXITS = {"OK": 0, "REGRESSED": 1, "INCONCLUSIVE": 3}
+
+NormaliserOption = Annotated[str, typer.Option(help="english, basic (all other languages) or raw")]
+MissingOption = Annotated[str, typer.Option(help="references without a hypothesis: refuse, deleted (all words missed) or leave")]
+ExtraOption = Annotated[str, typer.Option(help="hypotheses without a reference: refuse or leave")]
+
+
+@app.command()
+def score(
+    reference: Annotated[Path, typer.Argument(help="what was said: .trn, .csv, .tsv, .jsonl or .parquet")],
+    hypothesis: Annotated[Path, typer.Argument(help="what was recognised, likewise")],
+    normaliser: NormaliserOption = "english",
+    missing: MissingOption = "refuse",
+    extra: ExtraOption = "refuse",
+    to: Annotated[Path | None, typer.Option("--out", help="folder for utterances.parquet, scores.json, ref.trn and hyp.trn")] = None,
+) -> None:
+    """Word and character errors of any system's output, with intervals."""
+    from speechlab import utterances
+
+    joined = _joined(utterances.read(reference, "reference"), hypothesis, missing, extra)
+    normal, raw = _scores(joined, normaliser), _scores(joined, "raw")
+    _report_joined(joined)
+    table = Table("", normal.normaliser.split()[0], "raw")
+    kinds = (normal, raw)
+    for name in ("wer", "cer", "mer", "wil"):
+        table.add_row(f"{name.upper()} %", *(f"{100 * getattr(s, name):.2f}" for s in kinds))
+    for by in _units(normal):
+        spans = [s.interval(by=by) for s in kinds]
+        table.add_row(f"95 % of the WER, {spans[0].scope}", *(_span(i, 100) for i in spans))
+    table.add_row("substituted / deleted / inserted", *(f"{s.substitutions} / {s.deletions} / {s.insertions}" for s in kinds))
+    table.add_row("reference words", *(f"{s.words:,}" for s in kinds))
+    out.print(table)
+    for by in _units(normal):
+        if warning := normal.interval(by=by).warning:
+            out.print(warning, markup=False)
+    out.print(f"{len(normal)} utterances; normaliser: {normal.normaliser}", markup=False)
+    if to is not None:
+        _keep(to, joined, normal)
+        out.print(str(to), markup=False)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="the system in use: a run, RUN:system--condition--context, or a file of hypotheses")],
+    b: Annotated[str, typer.Argument(help="the new one, likewise")],
+    reference: Annotated[Path | None, typer.Option(help="what was said, for files that do not hold it")] = None,
+    margin: Annotated[float, typer.Option(help="points of WER that the new system may be worse")] = 0.5,
+    by: Annotated[
+        str | None, typer.Option(help="speaker (new speakers) or utterance (these); none takes speakers where there are two")
+    ] = None,
+    by_stratum: Annotated[Path | None, typer.Option("--strata", help="table with id and stratum, to compare in each too")] = None,
+    normaliser: NormaliserOption = "english",
+    missing: MissingOption = "refuse",
+    extra: ExtraOption = "refuse",
+) -> None:
+    """Is the new system worse? OK (exit 0), REGRESSED (1) or INCONCLUSIVE (3), from the interval of the paired difference."""
+    from speechlab import comparison, utterances
+
+    if by not in (None, "speaker", "utterance"):
+        raise InputError("Unknown unit to resample.", got=by, expected="speaker or utterance")
+    given = utterances.read(reference, "reference") if reference else None
+    ids, scores = None, []
+    for name in (a, b):
+        joined = _system(name, given, missing, extra)
+        if ids is not None and set(ids) != set(joined.ids):
+            differ = sorted(set(ids) ^ set(joined.ids))
+            raise InputError("The two systems were not given the same utterances.", got=", ".join(differ[:5]), expected="the same ids")
+        joined = joined if ids is None else utterances.ordered(joined, ids)
+        ids = joined.ids
+        scores.append(_scores(joined, normaliser))
+    difference = comparison.compare(scores[0], scores[1])
+    _report_difference(scores[0], scores[1], difference)
+    if by_stratum is not None:
+        labels = utterances.read(by_stratum, "stratum")
+        lost = [key for key in ids or () if key not in labels.texts]
+        if lost:
+            raise InputError(f"{len(lost)} utterances have no stratum.", got=", ".join(lost[:5]), expected=f"each in {by_stratum}")
+        _report_strata(comparison.strata(scores[0], scores[1], [labels.texts[key] for key in ids or ()]))
+    verdict = comparison.judge(difference, margin, by)  # type: ignore[arg-type]
+    out.print(verdict.text, markup=False)
+    raise SystemExit(EXITS[verdict.kind])
+
+
+# -- where texts come from ----------------------------------------------------------------------
+
+
+def _system(name: str, reference: Texts | None, missing: str, extra: str) -> Joined:
+    """The texts of a file of hypotheses, or of what a run's evaluation kept."""
+    from speechlab import evaluation, utterances
+
+    path = Path(name)
+    if not path.is_file():
+        path = evaluation.kept(name)
+    if reference is None and path.suffix != ".parquet":
+        raise InputError("A file of hypotheses says nothing of what was said.", got=name, expected="--reference FILE")
+    return _joined(reference or utterances.read(path, "reference"), path, missing, extra)
+
+
+def _joined(reference: Texts, hypothesis: Path, missing: str, extra: str) -> Joined:
+    from speechlab import utterances
+
+    if missing not in ("refuse", "deleted", "leave") or extra not in ("refuse", "leave"):
+        got = f"--missing {missing} --extra {extra}"
+        raise InputError("Unknown policy.", got=got, expected="--missing refuse, deleted or leave; --extra refuse or leave")
+    return utterances.join(reference, utterances.read(hypothesis, "hypothesis"), missing, extra)  # type: ignore[arg-type]
+
+
+def _scores(joined: Joined, name: str) -> Scores:
+    from speechlab import scoring, text
+
+    return scoring.score(joined.references, joined.hypotheses, text.normaliser(name), joined.speakers)
+
+
+def _keep(folder: Path, joined: Joined, scores: Scores) -> None:
+    from speechlab import utterances
+    from speechlab.runs import write_atomic
+
+    folder.mkdir(parents=True, exist_ok=True)
+    table = scores.table()
+    table.insert(0, "id", list(joined.ids))
+    write_atomic(folder / "utterances.parquet", table.to_parquet(index=False))
+    for name, texts in (("ref", scores.references), ("hyp", scores.hypotheses)):
+        write_atomic(folder / f"{name}.trn", utterances.trn(joined.ids, texts, joined.speakers).encode())
+    rates = {name: getattr(scores, name) for name in ("wer", "cer", "mer", "wil", "words", "substitutions", "deletions", "insertions")}
+    intervals = {
+        i.scope: vars(i) for i in (scores.interval(by=by) for by in (("utterance", "speaker") if scores.speakers else ("utterance",)))
+    }
+    about = {"normaliser": scores.normaliser, "utterances": len(scores), **rates, "intervals": intervals}
+    about |= {"missing": list(joined.missing), "extra": list(joined.extra)}
+    write_atomic(folder / "scores.json", (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+# -- what is shown ------------------------------------------------------------------------------
+
+
+def _report_joined(joined: Joined) -> None:
+    if joined.missing:
+        out.print(f"{len(joined.missing)} references had no hypothesis: {', '.join(joined.missing[:5])}", markup=False)
+    if joined.extra:
+        out.print(f"{len(joined.extra)} hypotheses had no reference and were left out: {', '.join(joined.extra[:5])}", markup=False)
+
+
+def _report_difference(a: Scores, b: Scores, d: Difference) -> None:
+    out.print(f"a: {a}", markup=False)
+    out.print(f"b: {b}", markup=False)
+    table = Table("b minus a", "", "")
+    table.add_row("difference, points", f"{d.points:+.2f}", "")
+    for interval in (d.interval, d.speaker_interval):
+        table.add_row(f"95 %, {interval.scope}", _span(interval), interval.warning)
+    table.add_row(f"sign-flip over {d.p_by}s", f"p = {d.p:.3g}", d.p_warning)
+    table.add_row("MAPSSWE", f"p = {d.mapsswe.p:.3g}", f"z = {-d.mapsswe.z:.2f} over {d.mapsswe.segments} segments, taken as independent")
+    table.add_row("paired t-test", f"p = {d.p_t:.3g}", "of utterances' rates, taken as independent")
+    out.print(table)
+
+
+def _report_strata(rows: pd.DataFrame) -> None:
+    table = Table("stratum", "utterances", "words", "WER a %", "WER b %", "points", "95 %, these speakers", "p", "p (Holm)", "")
+    for r in rows.to_dict("records"):
+        rates = (f"{100 * r['wer_a']:.2f}", f"{100 * r['wer_b']:.2f}", f"{r['points']:+.2f}")
+        few = r["low"] != r["low"]
+        span = "–" if few else f"{r['low']:+.2f} to {r['high']:+.2f}"
+        table.add_row(
+            Text(str(r["stratum"])),  # a table takes plain strings for markup
+            str(r["utterances"]),
+            str(r["words"]),
+            *(("–",) * 3 if few else rates),  # no false precision
+            span,
+            *("–" if few else f"{r[name]:.3g}" for name in ("p", "p_holm")),
+            str(r["warning"]),
+        )
+    out.print(table)
+
+
+def _units(scores: Scores) -> tuple[By, ...]:
+    """What intervals can be over."""
+    return ("utterance", "speaker") if scores.speakers else ("utterance",)
+
+
+def _span(interval: Interval, scale: float = 1) -> str:
+    if interval.low != interval.low:
+        return "–"
+    sign = "" if scale == 100 else "+"
+    return f"{scale * interval.low:{sign}.2f} to {scale * interval.high:{sign}.2f}"
