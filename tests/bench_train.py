@@ -3,11 +3,11 @@
     python tests/bench_train.py [--epochs 3] [--recipe-steps 12] [--data prompts joined]
 
 Trains Whisper tiny.en twice on the same clips, in two processes, a step of one and then a step of the other: by the lab's loop
-with the quickstart's settings but for the size of a step, 32 clips (``joined``: 12), and by transformers' ``Seq2SeqTrainer`` as Hugging Face's Whisper recipe has it. ``prompts`` are
-the telephone prompts (most under 3 s) for the quickstart's epochs; ``joined`` are made of them, to the lengths of
-LibriSpeech's utterances, for one epoch. Prints clips a second over the steps alone, with and without the quickstart's few
-steps at 30 s, and the word error rates of the last checkpoints by the lab's decoder. In full about 30 minutes on two cores;
-``--recipe-steps`` takes only so many steps of each, and leaves the error rates out.
+with the quickstart's settings but for the size of a step, 32 clips (``joined``: 12), and by transformers' ``Seq2SeqTrainer`` as
+Hugging Face's Whisper recipe has it. ``prompts`` are the telephone prompts (most under 3 s) for the quickstart's epochs;
+``joined`` are made of them, to the lengths of LibriSpeech's utterances, for one epoch. Prints clips a second over the steps
+alone, with and without the lab's few steps at 30 s, and the word error rates of the last checkpoints by the lab's decoder. In
+full about 20 minutes on two cores; ``--recipe-steps`` takes only so many steps of each, and leaves the error rates out.
 
 Equal on both sides: clips, initial weights, bf16 autocast, fp32 weights, threads, learning rates, AdamW, clipping at 1.0,
 the passes of a step, and clips a step.
