@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from tqdm.std import tqdm
 
-from speechlab import audio, checkpoints, corpora, decoding, models, training
+from speechlab import audio, checkpoints, corpora, decoding, models, training, utterances
 from speechlab.batches import Clips
 from speechlab.comparison import Difference, compare
 from speechlab.config import Experiment
@@ -29,6 +29,7 @@ from speechlab.scoring import Scores, score
 from speechlab.text import normaliser
 
 SYSTEMS = ("pretrained", "finetuned")
+COUNTED = ["words", "hits", "substitutions", "deletions", "insertions", "alignment"]  # columns that the normaliser decides
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Evaluation:
         wer: Corpus word error rate, normalised, a fraction.
         cer: Corpus character error rate, normalised, a fraction.
         fallbacks: Clips decoded once more at 30 s, because their text did not end in short context.
-        rows: One row an utterance: id, speaker, duration, reference, hypothesis, ended, context, seconds.
+        rows: One row an utterance: id, speaker, duration, reference and hypothesis as they are, ended, context, seconds; and of the
+            normalised texts words, hits, substitutions, deletions, insertions and the alignment in words.
     """
 
     system: str
@@ -165,7 +167,8 @@ def evaluate(
         progress(len(answers))
     table = pd.DataFrame([asdict(r) for r in sorted(rows, key=lambda r: r.id)])
     named = normaliser(experiment.evaluation.normaliser)
-    counts = score(list(table.reference), list(table.hypothesis), named)
+    counts = score(list(table.reference), list(table.hypothesis), named, list(table.speaker))
+    table[COUNTED] = counts.table()[COUNTED]
     return Evaluation(
         system=system,
         condition=condition,
@@ -232,9 +235,13 @@ def evaluate_run(run: Run, *, progress: bool = True) -> list[Evaluation]:
 
 
 def save(run: Run, evaluation: Evaluation) -> None:
-    """Write an evaluation's table and what it says into the run."""
+    """Write an evaluation's table and what it says into the run, and its normalised texts as trn, for those who use sclite."""
     folder = run.path / "evaluations"
     write_atomic(folder / f"{evaluation.name}.parquet", evaluation.rows.to_parquet(index=False))
+    scores = evaluation.scores(evaluation.normaliser.split()[0])
+    for kind, texts in (("ref", scores.references), ("hyp", scores.hypotheses)):
+        lines = utterances.trn(list(evaluation.rows.id), texts, scores.speakers)
+        write_atomic(folder / f"{evaluation.name}.{kind}.trn", lines.encode())
     meta = {k: v for k, v in vars(evaluation).items() if k != "rows"}
     write_atomic(folder / f"{evaluation.name}.json", json.dumps(meta, indent=1).encode())
 

@@ -29,7 +29,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 SCOPES = {"utterance": "these speakers", "speaker": "new speakers"}  # what an interval speaks of, by what is resampled
-ENOUGH = 30  # units from which a percentile bootstrap covers what it claims; with fewer it is too narrow, Student's t is not
+# units from which a percentile bootstrap covers what it claims; with fewer it is too narrow (of 40 speakers 92.8 %), Student's t is not
+ENOUGH = {"utterance": 30, "speaker": 100}
 FEW = 20  # units under which the width itself is uncertain
 EXACT = 12  # up to so many units all 2^12 sign patterns are enumerated
 FLIPS = 10_000  # sign patterns drawn where there are more units
@@ -99,7 +100,7 @@ def ratio_interval(
     if units == 1:
         warning = f"there is one {by}: how much {by}s differ, and so this interval, cannot be had"
         return Interval(math.nan, math.nan, level, by, units, "none", warning)
-    if units < ENOUGH:
+    if units < ENOUGH[by]:
         low, high = _cluster_t(errors_K, words_K, level)
         warning = f"only {units} {by}s: how wide the interval must be is itself uncertain under {FEW}" if units < FEW else ""
         return Interval(max(low, least), high, level, by, units, "cluster-t", warning)

@@ -1,6 +1,6 @@
 """How much faster Whisper is fine-tuned in the context that clips need than by the published recipe at 30 s.
 
-    python tests/bench_train.py [--epochs 3] [--recipe-steps 12] [--data prompts joined]
+    python tests/bench_train.py [--epochs 3] [--clips 32] [--short] [--recipe-steps 12] [--data prompts joined]
 
 Trains Whisper tiny.en twice on the same clips, in two processes, a step of one and then a step of the other: by the lab's loop
 with the quickstart's settings but for the size of a step, 32 clips (``joined``: 12), and by transformers' ``Seq2SeqTrainer`` as
@@ -75,6 +75,8 @@ class Timed:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=3, help="over the prompts")
+    parser.add_argument("--clips", type=int, default=32, help="of a step of the prompts")
+    parser.add_argument("--short", action="store_true", help="no steps at 30 s")
     parser.add_argument("--recipe-steps", type=int, default=None)
     parser.add_argument("--data", nargs="+", choices=GOALS, default=list(GOALS))
     parser.add_argument("--joined", type=int, default=256, help="clips of LibriSpeech's lengths")
@@ -88,11 +90,19 @@ def main() -> None:
         for data in asked.data:
             epochs = asked.epochs if data == "prompts" else 1
             values = quickstart.model_dump()
-            values["training"] |= {"epochs": epochs, "validate_epochs": epochs, "batch_seconds": None, "batch_clips": 32}
+            values["training"] |= {
+                "epochs": epochs,
+                "validate_epochs": epochs,
+                "batch_seconds": None,
+                "batch_clips": asked.clips,
+                "micro_batches": max(2, asked.clips // 32),
+            }
             corpus = prompts
             if data == "joined":
                 corpus = joined(prompts, asked.joined, Path(top))
-                values["training"] |= {"batch_clips": 12}
+                values["training"] |= {"batch_clips": 12, "micro_batches": 2}
+            if asked.short:
+                values["context"] |= {"full_fraction": 0.0}
             made = config.validate(values, "bench")
             given = (made, corpus, start, top, asked.threads, asked.recipe_steps)
             timed = {who: found[0] for who, found in in_turns({"the lab": [(lab, *given)], "the recipe": [(recipe, *given)]}).items()}

@@ -29,11 +29,11 @@ def fuzz(utterances: int, rate: float, seed: int) -> tuple[list[str], list[str]]
     return [" ".join(r) for r in refs], [" ".join(corrupt(r, vocabulary, rng, rate)) for r in refs]
 
 
-def made(words: np.ndarray, errors: np.ndarray, speakers: np.ndarray | None = None) -> Scores:
+def made(words: np.ndarray, errors: np.ndarray, speakers: np.ndarray | None = None, operations: tuple[str, ...] | None = None) -> Scores:
     """Scores with given counts, all errors substitutions, for simulations."""
     size = len(words)
     base = score([""] * size, [""] * size, RAW, None if speakers is None else [str(s) for s in speakers])
-    return dataclasses.replace(base, words_U=words, hits_U=words - errors, substitutions_U=errors)
+    return dataclasses.replace(base, words_U=words, hits_U=words - errors, substitutions_U=errors, operations=operations or base.operations)
 
 
 def some_scores(utterances: int = 60, speakers: int = 25, seed: int = 5) -> Scores:

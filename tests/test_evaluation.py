@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from speechlab import audio, checkpoints, config, corpora, decoding, evaluation, models, optim
+from speechlab import audio, checkpoints, config, corpora, decoding, evaluation, models, optim, utterances
 from speechlab.errors import InputError
 from speechlab.evaluation import Evaluation
 from speechlab.runs import Run
@@ -121,7 +121,24 @@ def test_an_evaluation_reads_back_as_saved(run):
     assert list(after.rows.hypothesis) == answers
     assert after.name == "finetuned--clean--short"
     assert (after.label, before.label) == ("finetuned, short context", "pretrained, 30 s context")
-    assert {p.name for p in (run.path / "evaluations").iterdir()} == {f"{e.name}.{x}" for e in (saved, BEFORE) for x in ("json", "parquet")}
+    assert {p.name for p in (run.path / "evaluations").iterdir()} == {
+        f"{e.name}.{x}" for e in (saved, BEFORE) for x in ("json", "parquet", "ref.trn", "hyp.trn")
+    }
+    heard = utterances.read(run.path / "evaluations" / "pretrained--clean--full.hyp.trn", "hypothesis")
+    assert heard.texts["x-a"] == "please press 2" and set(heard.speakers.values()) == {"x", "y"}
+
+
+def test_an_evaluation_is_found_by_name(run, monkeypatch):
+    monkeypatch.setattr(evaluation, "find", lambda name: run)
+    with pytest.raises(InputError, match="holds no such evaluation") as e:
+        evaluation.kept("latest")
+    assert "speechlab evaluate" in str(e.value)
+    for one in (BEFORE, AFTER, made("finetuned", "full", PERFECT), made("finetuned", "short", PERFECT, condition="noise-10db")):
+        evaluation.save(run, one)
+    assert evaluation.kept("latest").name == "finetuned--clean--short.parquet"
+    assert evaluation.kept("latest:pretrained--clean--full").name == "pretrained--clean--full.parquet"
+    with pytest.raises(InputError, match='did you mean "finetuned--clean--full"'):
+        evaluation.kept("latest:finetuned--clean--ful")
 
 
 def test_summary_counts_what_was_made():
@@ -201,6 +218,7 @@ def test_a_run_is_measured_once(trained, monkeypatch):
         assert e.rtf == pytest.approx(e.rows.seconds.sum() / e.rows.duration.sum())
         assert e.rtf > 0
         assert e.wer == e.scores("english").wer
+        assert e.rows[["substitutions", "deletions", "insertions"]].sum().sum() / e.rows.words.sum() == e.wer
         assert (e.rows.context == 30).all() or e.context == "short"
         assert e.weights_sha256 == evaluation.systems(trained)[e.system][1]
 

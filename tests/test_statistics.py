@@ -39,11 +39,11 @@ def test_bootstrap_equals_a_literal_one():
 
 
 def test_speaker_bootstrap_equals_a_literal_one():
-    scores = some_scores(utterances=120, speakers=40)
+    scores = some_scores(utterances=240, speakers=120)
     names = sorted(set(scores.speakers))
     rates = []
-    for draw in np.random.default_rng(3).integers(0, 40, (200, 40)):
-        chosen = [i for s in draw for i in range(120) if scores.speakers[i] == names[s]]
+    for draw in np.random.default_rng(3).integers(0, 120, (200, 120)):
+        chosen = [i for s in draw for i in range(240) if scores.speakers[i] == names[s]]
         rates.append(sum(scores.errors_U[i] for i in chosen) / sum(scores.words_U[i] for i in chosen))
     low, high = np.quantile(rates, [0.025, 0.975])
     interval = scores.interval(resamples=200, seed=3, by="speaker")
