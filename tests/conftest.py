@@ -54,3 +54,8 @@ def small_whisper(tiny_en, tmp_path_factory) -> Path:
     WhisperTokenizerFast.from_pretrained(tiny_en).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_bytes((tiny_en / "preprocessor_config.json").read_bytes())
     return folder
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Names of bytes by their length: archives hold the time they were made, and xdist's workers must find equal names."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
