@@ -9,13 +9,19 @@ import pytest
 from counts import fuzz, two_systems
 from typer.testing import CliRunner
 
-from speechlab import cli, utterances
+from speechlab import cli, cli_score, utterances
 
 
 def run(*arguments) -> tuple[int, str]:
-    result = CliRunner().invoke(cli.app, [str(a) for a in arguments], env={"COLUMNS": "140"})
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
     said = result.output + (str(result.exception) if result.exception and not isinstance(result.exception, SystemExit) else "")
     return result.exit_code, said
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """A terminal of 160 columns: in narrower ones tables wrap."""
+    monkeypatch.setattr(cli_score.out, "_width", 160)
 
 
 @pytest.fixture
