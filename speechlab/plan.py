@@ -9,9 +9,9 @@ times the shortest. Micro-batches are packed in that order up to an equal share 
 ``batch_tokens``, each clip counted as its bucket's longest plus the mean margin, and up to ``PADDING``, or a few long
 clips of unlike durations would stand together. Where a step is a number of clips (``batch_clips``) and not of seconds,
 that number counts and padding is taken as it comes. That packing depends on the durations alone, so every epoch has the
-same number of steps. An epoch then permutes clips within their buckets and puts micro-batches of like size together,
-``micro_batches`` to a step, so that workers need not wait for each other; the steps are shuffled. Speed perturbation gives
-each epoch durations of its own: then each epoch is packed anew and may have a few steps more or less.
+same number of steps. An epoch then permutes clips within their buckets, shuffles the micro-batches and deals
+``micro_batches`` of them to a step. Speed perturbation gives each epoch durations of its own: then each epoch is packed
+anew and may have a few steps more or less.
 
 Not covered: weights for some clips over others, curricula.
 """
@@ -31,7 +31,6 @@ from speechlab.units import FULL_CONTEXT, Seconds
 
 BUCKET_RATIO = 1.04  # longest over shortest clip of a bucket
 PADDING = 0.06  # most that a micro-batch may be padded by reaching into the next bucket, where long clips are few
-JITTER = 0.05  # of a micro-batch's size, when those of like size are put together: each epoch puts others together
 CONTEXT_GRID: Seconds = 0.1  # contexts are rounded up to this, so that few shapes occur
 
 
@@ -97,13 +96,12 @@ class PlanSummary:
 
 @dataclass(frozen=True)
 class _Layout:
-    """One epoch's packing: clips by duration, the buckets they move in, the micro-batches as slices of that order, and their sizes."""
+    """One epoch's packing: clips by duration, the buckets they move in, and the micro-batches as slices of that order."""
 
     seconds: Any
     order: Any
     buckets: list[tuple[int, int]]
     slots: list[tuple[int, int]]
-    heard: Any
 
 
 @dataclass(frozen=True)
@@ -241,9 +239,7 @@ class Plan:
             order = layout.order.copy()
             for low, high in layout.buckets:
                 order[low:high] = rng.permutation(order[low:high])
-            # micro-batches of like size make a step, or its workers would wait for the one with the longest
-            alike = np.argsort(layout.heard * rng.uniform(1 - JITTER, 1 + JITTER, len(layout.slots))).reshape(-1, self._micro_batches)
-            rows = rng.permuted(rng.permutation(alike), axis=1)
+            rows = rng.permutation(len(layout.slots)).reshape(-1, self._micro_batches)
             # a count, not a chance, so that an epoch's cost is known; at least one where any are wanted
             wanted = max(round(self._context.full_fraction * len(rows)), int(self._context.full_fraction > 0))
             full = np.zeros(len(rows), dtype=bool)
@@ -268,10 +264,7 @@ class Plan:
                 )
             order = np.argsort(seconds, kind="stable")
             buckets = _buckets(seconds[order])
-            slots = self._pack(seconds[order], order, buckets)
-            margin = (self._context.margin_min + self._context.margin_max) / 2
-            heard = np.array([(high - low) * (seconds[order[high - 1]] + margin) for low, high in slots])
-            self._layouts[key] = _Layout(seconds, order, buckets, slots, heard)
+            self._layouts[key] = _Layout(seconds, order, buckets, self._pack(seconds[order], order, buckets))
         return self._layouts[key]
 
     def _pack(self, ascending: Any, order: Any, buckets: list[tuple[int, int]]) -> list[tuple[int, int]]:

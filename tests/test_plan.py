@@ -177,23 +177,6 @@ def test_padding_on_librispeech_like_durations(batch_seconds):
     assert np.mean([set(company[0][i]) == set(company[1][i]) for i in range(len(durations))]) < 0.05
 
 
-def balance(steps) -> float:
-    """Share of their time that workers work, if a micro-batch takes as long as what is heard in it."""
-    heard = np.array([[micro.heard for micro in step.micros] for step in steps if not step.full_context])
-    return float(heard.sum() / (heard.shape[1] * heard.max(1).sum()))
-
-
-@pytest.mark.parametrize(("micro_batches", "least"), [(2, 0.89), (4, 0.83)])  # what is left is the margins', which differ by design
-def test_workers_hardly_wait_for_each_other(prompts, micro_batches, least, monkeypatch):
-    made = {**QUICKSTART, "batch_seconds": 40.0 * micro_batches, "micro_batches": micro_batches}
-    plan = Plan(Clips.of(prompts).durations, **made)
-    assert all(balance(plan.epoch(epoch)) > least for epoch in range(5))
-    together = [{frozenset(m.clips[0] for m in step.micros) for step in plan.epoch(epoch)} for epoch in range(2)]
-    assert together[0] != together[1]
-    monkeypatch.setattr("speechlab.plan.JITTER", 1.0)  # negative control: nearly any with any
-    assert balance(Plan(Clips.of(prompts).durations, **made).epoch(0)) < least - 0.02
-
-
 @settings(max_examples=100, deadline=None)
 @given(corpora(), st.integers(0, 9), st.data())
 def test_tokens_are_a_limit_too(made, epoch, data):
