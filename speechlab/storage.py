@@ -23,7 +23,14 @@ from speechlab.units import Seconds
 
 LOOK: Seconds = 1.0  # between two looks for a checkpoint
 PATIENCE: Seconds = 120.0  # for the last copy, when training is over
-HERE_ONLY = {"ray", "driver.lock", "driver.log", "stop", "checkpoints"}  # of no use elsewhere; checkpoints go by themselves
+HERE_ONLY = {
+    "ray",
+    "driver.lock",
+    "tracking.lock",
+    "driver.log",
+    "stop",
+    "checkpoints",
+}  # of no use elsewhere; checkpoints go by themselves
 CHECKPOINT = re.compile(r"step-\d+|average")
 
 

@@ -9,6 +9,7 @@ Not covered yet: the registry, system metrics, dataset inputs, decimation for ML
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -34,7 +35,7 @@ def uri_for(run: Run) -> str:
 
 
 def catch_up(run: Run) -> int:
-    """Send MLflow everything of the run that it does not have yet.
+    """Send MLflow everything of the run that it does not have yet, one sender at a time: the same metrics twice at once it refuses.
 
     Returns:
         The number of events sent.
@@ -42,6 +43,12 @@ def catch_up(run: Run) -> int:
     Raises:
         Exception: whatever MLflow raises when it cannot be reached; nothing is lost, call again.
     """
+    with open(run.path / "tracking.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _send(run)
+
+
+def _send(run: Run) -> int:
     client = _client(uri_for(run))
     sent = _Sent.read(run)
     if sent.mlflow_run is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
 
 import pytest
@@ -100,6 +101,22 @@ def test_a_locked_store_does_not_stop_the_run_and_is_caught_up(run):
     while time.monotonic() < deadline and len(recorded(run)[1]) < 29:
         tracking.catch_up(run)
     assert [s for s, _ in recorded(run)[1]] == list(range(1, 30))
+
+
+def test_of_several_that_catch_up_at_once_one_sends(run, monkeypatch):
+    tracking.catch_up(run)
+    for step in range(4, 60):
+        run.append(_step(step))
+    read = tracking._Sent.read
+    monkeypatch.setattr(tracking._Sent, "read", lambda run: (read(run), time.sleep(0.3))[0])  # between knowing and sending
+    sent = []
+    threads = [threading.Thread(target=lambda: sent.append(tracking.catch_up(run))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(sent) == [0, 0, 0, 56]
+    assert [s for s, _ in recorded(run)[1]] == list(range(1, 60))
 
 
 def test_a_store_that_is_gone_costs_one_message(tmp_path):
