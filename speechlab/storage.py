@@ -30,7 +30,7 @@ HERE_ONLY = {
     "driver.log",
     "stop",
     "checkpoints",
-}  # of no use elsewhere; checkpoints go by themselves
+}  # no use elsewhere; checkpoints go by themselves
 CHECKPOINT = re.compile(r"step-\d+|average")
 
 
