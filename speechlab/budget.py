@@ -124,8 +124,9 @@ def seconds_of_steps(experiment: Experiment, clips: Clips, plan: Plan, model: An
         model: As it will be trained, on the CPU.
         limit: Most audio of a pass.
     """
-    short = [s for s in plan.epoch(0) if not s.full_context]
-    full = [s for s in plan.epoch(0) if s.full_context]
+    epoch = plan.epoch(0)
+    short = [s for s in epoch if not s.full_context]
+    full = [s for s in epoch if s.full_context]
     seconds = {"short": 0.0, "full": 0.0}
     _timed(experiment, model, clips, (short or full)[0], limit)  # warm-up
     for kind, steps in (("short", short[:2]), ("full", full[:1])):

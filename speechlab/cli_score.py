@@ -51,18 +51,18 @@ def score(
     kinds = (normal, raw)
     for name in ("wer", "cer", "mer", "wil"):
         table.add_row(f"{name.upper()} %", *(f"{100 * getattr(s, name):.2f}" for s in kinds))
-    for by in _units(normal):
-        spans = [s.interval(by=by) for s in kinds]
+    intervals = [[s.interval(by=by) for s in kinds] for by in _units(normal)]
+    for spans in intervals:
         table.add_row(f"95 % of the WER, {spans[0].scope}", *(_span(i, 100) for i in spans))
     table.add_row("substituted / deleted / inserted", *(f"{s.substitutions} / {s.deletions} / {s.insertions}" for s in kinds))
     table.add_row("reference words", *(f"{s.words:,}" for s in kinds))
     out.print(table)
-    for by in _units(normal):
-        if warning := normal.interval(by=by).warning:
-            out.print(warning, markup=False)
+    for interval, _ in intervals:
+        if interval.warning:
+            out.print(interval.warning, markup=False)
     out.print(f"{len(normal)} utterances; normaliser: {normal.normaliser}", markup=False)
     if to is not None:
-        _keep(to, joined, normal)
+        _keep(to, joined, normal, [interval for interval, _ in intervals])
         out.print(str(to), markup=False)
 
 
@@ -91,7 +91,7 @@ def compare(
         joined = _system(name, given, missing, extra)
         if ids is not None and set(ids) != set(joined.ids):
             differ = sorted(set(ids) ^ set(joined.ids))
-            raise InputError("The two systems were not given the same utterances.", got=", ".join(differ[:5]), expected="the same ids")
+            raise InputError("The two systems were not given the same utterances.", got=utterances.some(differ), expected="the same ids")
         joined = joined if ids is None else utterances.ordered(joined, ids)
         ids = joined.ids
         scores.append(_scores(joined, normaliser))
@@ -101,7 +101,7 @@ def compare(
         labels = utterances.read(by_stratum, "stratum")
         lost = [key for key in ids or () if key not in labels.texts]
         if lost:
-            raise InputError(f"{len(lost)} utterances have no stratum.", got=", ".join(lost[:5]), expected=f"each in {by_stratum}")
+            raise InputError(f"{len(lost)} utterances have no stratum.", got=utterances.some(lost), expected=f"each in {by_stratum}")
         _report_strata(comparison.strata(scores[0], scores[1], [labels.texts[key] for key in ids or ()]))
     verdict = comparison.judge(difference, margin, by)  # type: ignore[arg-type]
     out.print(verdict.text, markup=False)
@@ -138,7 +138,7 @@ def _scores(joined: Joined, name: str) -> Scores:
     return scoring.score(joined.references, joined.hypotheses, text.normaliser(name), joined.speakers)
 
 
-def _keep(folder: Path, joined: Joined, scores: Scores) -> None:
+def _keep(folder: Path, joined: Joined, scores: Scores, intervals: list[Interval]) -> None:
     from speechlab import utterances
     from speechlab.runs import write_atomic
 
@@ -149,10 +149,7 @@ def _keep(folder: Path, joined: Joined, scores: Scores) -> None:
     for name, texts in (("ref", scores.references), ("hyp", scores.hypotheses)):
         write_atomic(folder / f"{name}.trn", utterances.trn(joined.ids, texts, joined.speakers).encode())
     rates = {name: getattr(scores, name) for name in ("wer", "cer", "mer", "wil", "words", "substitutions", "deletions", "insertions")}
-    intervals = {
-        i.scope: vars(i) for i in (scores.interval(by=by) for by in (("utterance", "speaker") if scores.speakers else ("utterance",)))
-    }
-    about = {"normaliser": scores.normaliser, "utterances": len(scores), **rates, "intervals": intervals}
+    about = {"normaliser": scores.normaliser, "utterances": len(scores), **rates, "intervals": {i.scope: vars(i) for i in intervals}}
     about |= {"missing": list(joined.missing), "extra": list(joined.extra)}
     write_atomic(folder / "scores.json", (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -161,10 +158,12 @@ def _keep(folder: Path, joined: Joined, scores: Scores) -> None:
 
 
 def _report_joined(joined: Joined) -> None:
+    from speechlab.utterances import some
+
     if joined.missing:
-        out.print(f"{len(joined.missing)} references had no hypothesis: {', '.join(joined.missing[:5])}", markup=False)
+        out.print(f"{len(joined.missing)} references had no hypothesis: {some(joined.missing)}", markup=False)
     if joined.extra:
-        out.print(f"{len(joined.extra)} hypotheses had no reference and were left out: {', '.join(joined.extra[:5])}", markup=False)
+        out.print(f"{len(joined.extra)} hypotheses had no reference and were left out: {some(joined.extra)}", markup=False)
 
 
 def _report_difference(a: Scores, b: Scores, d: Difference) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -124,7 +124,7 @@ def _interval(scores: Scores, errors_U: Any, by: By, how: dict[str, Any]) -> Int
     warning = found.warning
     if by == "speaker" and scores.speakers is None:
         warning = "the speakers are not known: how much speakers differ, and so this interval, cannot be had"
-    return Interval(100 * found.low, 100 * found.high, found.level, by, found.units, found.method, warning)
+    return replace(found, low=100 * found.low, high=100 * found.high, warning=warning)
 
 
 def _same(what: str, a: Sequence[str], b: Sequence[str]) -> None:

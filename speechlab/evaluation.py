@@ -266,7 +266,7 @@ def kept(name: str) -> Path:
     """
     id_, _, wanted = name.partition(":")
     run = find(id_)
-    names = [e.name for e in load(run)]
+    names = sorted(path.stem for path in (run.path / "evaluations").glob("*.json"))
     if not wanted:
         trained = [n for n in names if not n.startswith("pretrained") and "--clean--" in n]
         wanted = next((n for n in trained if n.endswith("--short")), trained[0] if trained else "")

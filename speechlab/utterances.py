@@ -173,20 +173,20 @@ def join(reference: Texts, hypothesis: Texts, missing: Missing = "refuse", extra
     if absent and missing == "refuse":
         raise InputError(
             f"{len(absent)} of {len(reference.texts)} utterances have no hypothesis.",
-            got=_some(absent),
+            got=some(absent),
             expected=f"an answer in {hypothesis.source} for each in {reference.source}",
             do="--missing deleted counts their words as missed, --missing leave leaves them out",
         )
     if beyond and extra == "refuse":
         raise InputError(
             f"{len(beyond)} hypotheses have no reference.",
-            got=_some(beyond),
+            got=some(beyond),
             expected=f"ids of {reference.source}",
             do="--extra leave leaves them out",
         )
     ids = tuple(key for key in reference.texts if missing == "deleted" or key in hypothesis.texts)
     if not ids:
-        raise InputError("The two files share no utterance.", got=_some(absent), expected=f"ids as in {hypothesis.source}: {_some(beyond)}")
+        raise InputError("The two files share no utterance.", got=some(absent), expected=f"ids as in {hypothesis.source}: {some(beyond)}")
     return Joined(
         ids,
         tuple(reference.texts[key] for key in ids),
@@ -205,7 +205,8 @@ def ordered(joined: Joined, ids: Sequence[str]) -> Joined:
     return replace(joined, ids=tuple(ids), speakers=tuple(joined.speakers[i] for i in chosen) if joined.speakers else None, **columns)
 
 
-def _some(ids: Sequence[str]) -> str:
+def some(ids: Sequence[str]) -> str:
+    """The first few, for a message."""
     return ", ".join(ids[:SHOWN]) + (" …" if len(ids) > SHOWN else "")
 
 

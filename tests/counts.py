@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
+import shutil
 
 import numpy as np
+import pytest
 
 from speechlab.scoring import Scores, score
 from speechlab.text import normaliser
@@ -57,6 +60,14 @@ def simulated(rng: np.random.Generator, speakers: int, each: int, spread: float)
     who = np.repeat(np.arange(speakers), each)
     words = rng.integers(4, 30, len(who))
     return words, rng.binomial(words, rates[who]), who
+
+
+def need_sctk() -> None:
+    """Skip where NIST's tools are missing, fail where they must not be."""
+    if not shutil.which("sctk"):
+        if os.environ.get("CI"):
+            pytest.fail("sctk is missing: CI installs the Debian package sctk")
+        pytest.skip("sctk is missing: apt-get install sctk")
 
 
 def assert_complete(e) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
-import shutil
 import subprocess
 
 import jiwer
 import pytest
-from counts import RAW, assert_complete, fuzz
+from counts import RAW, assert_complete, fuzz, need_sctk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,10 +109,7 @@ def test_frozen():
 
 def sclite(refs: list[str], hyps: list[str], folder) -> dict[str, int]:
     """Sums that NIST sclite prints; an empty hypothesis keeps its line, for a missing one would be dropped silently."""
-    if not shutil.which("sctk"):
-        if os.environ.get("CI"):
-            pytest.fail("sctk is missing: CI installs the Debian package sctk")
-        pytest.skip("sctk is missing: apt-get install sctk")
+    need_sctk()
     for name, texts in (("ref", refs), ("hyp", hyps)):
         (folder / name).write_text("".join(f"{text} (s{i % 5}-u{i:05d})\n" for i, text in enumerate(texts)))
     command = ["sctk", "sclite", "-r", "ref", "trn", "-h", "hyp", "trn", "-i", "spu_id", "-s", "-o", "rsum", "stdout"]

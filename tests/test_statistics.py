@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
-from counts import RAW, corrupt, fuzz, made, simulated, some_scores, two_systems
+from counts import RAW, corrupt, fuzz, made, need_sctk, simulated, some_scores, two_systems
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -142,10 +140,7 @@ def sgml_operations(text: str) -> dict[str, str]:
 
 def sc_stats(refs: list[str], systems: dict[str, list[str]], folder: Path) -> tuple[list[list[str]], dict[str, float]]:
     """Alignments of sclite, and what sc_stats makes of them."""
-    if not shutil.which("sctk"):
-        if os.environ.get("CI"):
-            pytest.fail("sctk is missing: CI installs the Debian package sctk")
-        pytest.skip("sctk is missing: apt-get install sctk")
+    need_sctk()
     for name, texts in {"ref": refs, **systems}.items():
         (folder / name).write_text("".join(f"{text} (s{i % 5}-u{i:04d})\n" for i, text in enumerate(texts)))
     sgml = []

@@ -7,7 +7,7 @@ import subprocess
 
 import pandas as pd
 import pytest
-from counts import assert_complete
+from counts import assert_complete, need_sctk
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -130,6 +130,7 @@ def test_what_is_written_as_trn_can_be_read(rows):
 
 
 def test_sclite_reads_it(tmp_path):
+    need_sctk()
     for name in ("ref", "hyp"):
         (tmp_path / name).write_text(utterances.trn(["u-1", "u 2"], ["a { b } c", "d" if name == "ref" else ""], ["x y", "z"]))
     command = ["sctk", "sclite", "-r", "ref", "trn", "-h", "hyp", "trn", "-i", "spu_id", "-o", "rsum", "stdout"]
