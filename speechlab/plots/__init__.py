@@ -1,0 +1,32 @@
+"""Pure functions from a table to an interactive figure; boards and reports are layouts of them.
+
+A module a subject, :mod:`speechlab.plots.style` for the looks they share; all of them are re-exported here, and so are the
+HTML builders of :mod:`speechlab.markup`, so that a notebook needs one import.
+
+Not covered: live updates (:mod:`speechlab.board` streams into these same figures).
+"""
+
+from speechlab.markup import Html, alignment_html, definitions_html, player_html, samples_html, table_html
+from speechlab.plots.rates import durations, error_rates, histogram
+from speechlab.plots.sound import MOST_COLUMNS, spectrogram, waveform
+from speechlab.plots.style import COLOURS, decimate, extension, grid
+from speechlab.plots.training import (
+    CURVES,
+    curves,
+    dimension,
+    gradient_norm,
+    in_percent,
+    learning_rate,
+    loss,
+    memory,
+    speed,
+    trials,
+    waste,
+    word_error_rate,
+)  # fmt: skip
+
+__all__ = [
+    "COLOURS", "CURVES", "MOST_COLUMNS", "Html", "alignment_html", "curves", "decimate", "definitions_html", "dimension", "durations",
+    "error_rates", "extension", "gradient_norm", "grid", "histogram", "in_percent", "learning_rate", "loss", "memory", "player_html",
+    "samples_html", "spectrogram", "speed", "table_html", "trials", "waste", "waveform", "word_error_rate",
+]  # fmt: skip
