@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -14,8 +15,10 @@ from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtracto
 from speechlab import corpora, models
 from speechlab.batches import Batch, collate
 from speechlab.config import LoraConfig, ModelConfig
+from speechlab.decoding import autocast
 from speechlab.errors import InputError
 from speechlab.models import Hypothesis, adapters
+from speechlab.models.inference import ALL_FRAMES, Inference, Row
 from speechlab.models.whisper import MAX_LABELS, MAX_NEW_TOKENS, Whisper
 from speechlab.scoring import score
 from speechlab.text import normaliser
@@ -258,25 +261,84 @@ def test_recomputed_activations_give_the_same_gradients(with_dropout, two, setti
 
 
 @pytest.mark.slow
-def test_greedy_text_equals_transformers_generate(real, tiny_en, prompts):
-    batch = collate(clips(prompts, 10), context=30.0)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_greedy_text_equals_transformers_generate(real, tiny_en, prompts, precision):
+    batch = collate(clips(prompts, 10))
     net = WhisperForConditionalGeneration.from_pretrained(tiny_en).eval()  # with its own settings
-    tokens = net.generate(features(batch), num_beams=1, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+    mel = features(batch)
+    with autocast("cpu", precision):
+        tokens = net.generate(mel, num_beams=1, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+        ours = real.transcribe(batch, context="full")
     theirs = [t.strip() for t in real.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-    ours = real.transcribe(batch)
     assert [h.text for h in ours] == theirs
     assert all(h.ended and h.context == 30 for h in ours)
     assert len(set(theirs)) == 10
     assert score(batch.texts, theirs, normaliser("english")).wer < 0.2  # and it is what was said
 
 
+def test_scores_at_30_s_equal_transformers(small, four):
+    """Not the text alone: the probability of every token written, and of the end."""
+    engine = Inference(adapters.merged(small.net), small.net.config, torch.float32)
+    heard = engine.hear(four.wave_BN, [ALL_FRAMES] * 4, small.front_end, silence=False)
+    never, first = small._banned(torch.device("cpu"))
+    prompt = list(small._special.prompt)
+    rows = engine.write(heard, prompt, [12] * 4, never, first, small._special.end)
+    for i, row in enumerate(rows):
+        ids = torch.tensor([prompt + row.tokens + [small._special.end] * row.ended])
+        with torch.no_grad():
+            logits = small.net(features(four.rows([i])), decoder_input_ids=ids[:, :-1]).logits[0, len(prompt) - 1 :] + never
+        logits[0] += first
+        nats = logits.log_softmax(-1)
+        assert row.nats == pytest.approx(nats.gather(1, ids[0, len(prompt) :, None])[:, 0].tolist(), abs=1e-4)
+        assert ids[0, len(prompt) :].tolist() == logits.argmax(-1).tolist()
+        assert len(row.nats) == len(row.tokens) + row.ended
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("context", [None, 30.0])
+@pytest.mark.parametrize("context", ["silence", "short", "full"])
 def test_a_transcript_does_not_depend_on_the_batch(real, prompts, context):
-    batch = collate(clips(prompts, 6), context)
-    together = real.transcribe(batch)
-    assert [real.transcribe(batch.rows([i]))[0] for i in range(6)] == together
-    assert real.transcribe(batch.rows([5, 0, 3])) == [together[i] for i in (5, 0, 3)]  # order kept
+    batch = collate(clips(prompts, 6))
+    together = real.transcribe(batch, context=context)
+    alone = [real.transcribe(batch.rows([i]), context=context)[0] for i in range(6)]
+    assert alone == together
+    for one, many in zip(alone, together, strict=True):
+        assert one.confidences == pytest.approx(many.confidences, abs=1e-3)
+        assert len(one.confidences) == len(one.text.split())
+    assert real.transcribe(batch.rows([5, 0, 3]), context=context) == [together[i] for i in (5, 0, 3)]  # order kept
+
+
+@pytest.mark.parametrize("silence", [False, True])
+def test_states_of_a_clip_do_not_depend_on_the_batch(small, four, silence):
+    engine = Inference(adapters.merged(small.net), small.net.config, torch.float32)
+    frames = [math.ceil(50 * (s + 0.5)) for s in four.seconds]
+    together = engine.encode(four.wave_BN, torch.tensor(frames), small.front_end, silence)
+    for i, count in enumerate(frames):
+        noise = four.wave_BN.clone()[[i]][:, : round(16_000 * four.seconds[i])]
+        alone = engine.encode(noise, torch.tensor([count]), small.front_end, silence)
+        assert (alone[0] - together[i, :count]).abs().max() < 1e-4 < alone.std() / 100
+    other = engine.encode(four.wave_BN, torch.tensor(frames), small.front_end, not silence)
+    assert (other[0, : frames[0]] - together[0, : frames[0]]).abs().max() > 1e-3  # negative control: silence is heard
+
+
+@pytest.mark.slow
+def test_shared_silence_comes_closer_to_30_s_than_a_short_context(real, prompts):
+    """How far states and transcripts are from those at 30 s, on clips that an untrained model does not end in a short context."""
+    batch = collate(clips(prompts, 10)[:8])
+    engine = Inference(adapters.merged(real.net), real.net.config, torch.float32)
+    frames = torch.tensor([math.ceil(50 * (s + 0.5)) for s in batch.seconds])
+    whole = engine.encode(batch.wave_BN, torch.full_like(frames, ALL_FRAMES), real.front_end, False)
+
+    def distance(silence: bool) -> float:
+        states = engine.encode(batch.wave_BN, frames, real.front_end, silence)
+        return sum(float((states[i, :n] - whole[i, :n]).abs().mean()) for i, n in enumerate(frames.tolist())) / len(frames)
+
+    assert distance(True) < 0.6 * distance(False)  # what is left: silence does not hear the clip
+    full = real.transcribe(batch, context="full", fallback=False)
+    silence = real.transcribe(batch, context="silence", fallback=False)
+    short = real.transcribe(batch, context="short", fallback=False)
+    assert all(h.ended and h.context < 30 for h in silence)
+    assert sum(h.ended for h in short) <= 5  # negative control: what silence is for
+    assert sum(a.text == b.text for a, b in zip(full, silence, strict=True)) >= 7
 
 
 def test_decoding_leaves_the_mode_and_the_settings_alone(small, small_whisper, four):
@@ -286,30 +348,67 @@ def test_decoding_leaves_the_mode_and_the_settings_alone(small, small_whisper, f
     assert not small.training
 
 
+def test_transcripts_follow_the_weights(small_whisper, two, tmp_path):
+    """What is laid out for transcribing is made anew when the weights have changed."""
+    model = learner(small_whisper).eval()
+    before = model.transcribe(two)
+    assert model.transcribe(two) == before
+    model.train()
+    train(model, two, steps=30)
+    after = model.eval().transcribe(two)
+    assert [h.text for h in after] != [h.text for h in before]
+    model.save(tmp_path)
+    assert models.load("whisper", tmp_path, "en").eval().transcribe(two) == after
+
+
 def test_only_clips_that_did_not_end_are_decoded_again_at_30_s(small, four, monkeypatch):
     asked = []
 
-    def greedy(batch: Batch) -> list[Hypothesis]:
-        asked.append((batch.ids, batch.context))
-        return [Hypothesis(f"{i} at {batch.context:g}", i not in four.ids[1:3] or batch.context == 30, batch.context) for i in batch.ids]
+    def written(batch: Batch, context: str) -> list[Hypothesis]:
+        asked.append((batch.ids, context))
+        return [
+            Hypothesis(f"{i} {context}", i not in four.ids[1:3] or context == "full", 30.0 if context == "full" else 5.0) for i in batch.ids
+        ]
 
-    monkeypatch.setattr(small, "_greedy", greedy)
+    monkeypatch.setattr(small, "_written", written)
     found = small.transcribe(four)
-    assert asked == [(four.ids, four.context), (four.ids[1:3], 30.0)]
-    assert [h.context for h in found] == [four.context, 30.0, 30.0, four.context]
+    assert asked == [(four.ids, "silence"), (four.ids[1:3], "full")]
+    assert [h.context for h in found] == [5.0, 30.0, 30.0, 5.0]
     assert [h.text.split()[0] for h in found] == list(four.ids)
     assert all(h.ended for h in found)
 
     asked.clear()
     assert [h.ended for h in small.transcribe(four, fallback=False)] == [True, False, False, True]
-    small.transcribe(four.at(30.0))
-    assert asked == [(four.ids, four.context), (four.ids, 30.0)]  # at 30 s there is nothing to fall back to
+    small.transcribe(four, context="full")
+    assert asked == [(four.ids, "silence"), (four.ids, "full")]  # at 30 s there is nothing to fall back to
 
 
 def test_text_that_runs_away_is_cut_and_says_so(small, four, monkeypatch):
     monkeypatch.setattr("speechlab.models.whisper.MAX_NEW_TOKENS", 1)  # the first token cannot be the end: it is suppressed
     found = small.transcribe(four)
     assert [(h.ended, h.context) for h in found] == [(False, 30.0)] * 4
+
+
+def test_a_clip_is_given_no_more_text_than_its_own_length_allows(small, four):
+    """Also beside a longer one, whose text may go on."""
+    never_ends = torch.zeros(small.net.config.vocab_size)
+    never_ends[small._special.end] = -math.inf
+    engine = Inference(adapters.merged(small.net), small.net.config, torch.float32)
+    heard = engine.hear(four.wave_BN, [100, 200, 300, 400], small.front_end, silence=True)
+    rows = engine.write(heard, small._special.prompt, [3, 5, 9, 2], never_ends, never_ends, small._special.end)
+    assert [(len(row.tokens), row.ended) for row in rows] == [(3, False), (5, False), (9, False), (2, False)]
+
+
+def test_a_word_is_as_sure_as_all_its_tokens(real):
+    ids = real.tokenizer(" Hello tremendously", add_special_tokens=False)["input_ids"]
+    nats = [-0.1 * (i + 1) for i in range(len(ids))]
+    parts = [1 + [t.startswith(" ") or t.startswith("\u0120") for t in real.tokenizer.convert_ids_to_tokens(ids)][1:].index(True)]
+    first, second = real._confidences("Hello tremendously", Row(ids, [*nats, -9.0], True))
+    assert first == pytest.approx(math.exp(sum(nats[: parts[0]])))
+    assert second == pytest.approx(math.exp(sum(nats[parts[0] :])))
+    assert real._confidences("", Row([], [-1.0], True)) == ()
+    strange = real._confidences("one two three", Row(ids, nats, False))  # tokens that are not the text's
+    assert len(strange) == 3 and len(set(strange)) == 1
 
 
 # --- languages and folders ---

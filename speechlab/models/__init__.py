@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,11 +53,13 @@ class Hypothesis:
         text: The transcript.
         ended: Whether decoding came to its end token; if not, the text was cut.
         context: Seconds the encoder heard: 30 after a fallback.
+        confidences: How sure each word of ``text.split()`` is, as a probability; empty if the family does not say.
     """
 
     text: str
     ended: bool
     context: Seconds
+    confidences: tuple[float, ...] = field(default=(), compare=False)
 
 
 class Model(Protocol):
@@ -70,7 +72,8 @@ class Model(Protocol):
     that. Its module has a function ``count_tokens(folder, texts)``, which loads no weights.
 
     Attributes:
-        contexts: ``("short", "full")`` where the encoder hears the batch's context, ``("clip",)`` where it hears the clip.
+        contexts: In which clips can be transcribed, the usual one first: ``("silence", "short", "full")`` where the encoder has a
+            window, ``("clip",)`` where it hears the clip and no more.
         label_rate: Most label tokens a second of a step's audio, where labels cost time and memory of their own; None: any.
     """
 
@@ -83,8 +86,8 @@ class Model(Protocol):
     def loss(self, batch: Batch) -> Loss:
         """The summed training loss of a batch."""
 
-    def transcribe(self, batch: Batch, *, fallback: bool = True) -> list[Hypothesis]:
-        """One hypothesis a clip, in order."""
+    def transcribe(self, batch: Batch, *, context: str | None = None, fallback: bool = True) -> list[Hypothesis]:
+        """One hypothesis a clip, in order; what else is in the batch does not matter. None is the first of ``contexts``."""
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Label tokens of each transcript: the weight of a clip in a step."""

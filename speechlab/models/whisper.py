@@ -4,9 +4,9 @@ transformers' encoder insists on 3,000 mel frames. Its layers do not: the positi
 and a shorter window uses its first rows, so the encoder here runs the same modules over as many
 frames as the batch's context has. At 30 s the outputs equal transformers' own (tested).
 
-Which context that is, the plan says: the longest clip and a margin drawn anew for each micro-batch, now
-and then the whole 30 s, so that a trained model works in both. One that never saw short windows may not
-stop in one: :meth:`Whisper.transcribe` decodes the clips whose text did not end once more at 30 s.
+Which context that is while training, the plan says: the longest clip and a margin drawn anew for each micro-batch, now
+and then the whole 30 s, so that a trained model works in both. Transcribing is :mod:`speechlab.models.inference`'s: each
+clip in a context of its own, and where its text does not end there, once more at 30 s.
 
 A saved folder is a plain Whisper: transformers, CTranslate2 and faster-whisper read it, adapters merged.
 
@@ -24,8 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizerFast
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizerFast
 from transformers.utils import logging
 
 from speechlab.batches import Batch
@@ -33,12 +32,14 @@ from speechlab.config import ModelConfig
 from speechlab.errors import InputError
 from speechlab.features import LogMel, mask
 from speechlab.models import Hypothesis, Loss, adapters
+from speechlab.models.inference import ALL_FRAMES, FRAMES_PER_SECOND, PLAIN_CONTEXT, Inference, Row
 from speechlab.units import FULL_CONTEXT, TOKENS_PER_SECOND, Seconds
 
 MAX_LABELS = 448  # decoder positions: prompt, text and end
 MAX_NEW_TOKENS = 224  # half of them, as in OpenAI's decoder
 LOGITS = 1024  # positions whose scores over the vocabulary are held at a time: 0.2 GB
-PLAIN_CONTEXT: Seconds = 15.0  # up to here plain attention in bf16 on a processor beats the fused kernel (reports/LOG.md)
+SPACE = "\u0120"  # how the tokenizer writes the blank that begins a word
+MARGIN: Seconds = 0.5  # heard behind a clip; less, and the last word suffers
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Whisper(nn.Module):
         InputError: if the checkpoint does not know the language, or has no layer that an adapter is meant for.
     """
 
-    contexts = ("short", "full")
+    contexts = ("silence", "short", "full")
     label_rate = TOKENS_PER_SECOND
 
     def __init__(self, folder: str | Path, language: str = "en", config: ModelConfig | None = None) -> None:
@@ -71,10 +72,8 @@ class Whisper(nn.Module):
         self.tokenizer = WhisperTokenizerFast.from_pretrained(folder, local_files_only=True)
         self.front_end = LogMel(self.net.config.num_mel_bins)
         self._special = self._prompt(language)
-        # generate() merges the net's own settings into whatever it is given, so those are changed and the
-        # checkpoint's kept for save(): the prompt is given in full, ids forced on top would repeat it
+        self._inference: Inference | None = None
         self._checkpoint_settings = copy.deepcopy(self.net.generation_config)
-        self.net.generation_config.update(forced_decoder_ids=None, max_length=None)
         if self._multilingual:  # else transformers' generate() guesses the language of each clip (transformers#29938)
             self._checkpoint_settings.forced_decoder_ids = None
             self._checkpoint_settings.language, self._checkpoint_settings.task = language, "transcribe"
@@ -135,22 +134,31 @@ class Whisper(nn.Module):
         return found
 
     @torch.inference_mode()
-    def transcribe(self, batch: Batch, *, fallback: bool = True) -> list[Hypothesis]:
-        """Greedy transcripts.
+    def transcribe(self, batch: Batch, *, context: str | None = None, fallback: bool = True) -> list[Hypothesis]:
+        """Greedy transcripts, each as if its clip were alone in the batch.
 
         Args:
-            batch: Transcripts in it are not looked at.
+            batch: Transcripts, context and masks in it are not looked at.
+            context: What the encoder hears: ``silence``, the clip, half a second behind it, and silence that stands for the rest of
+                30 s; ``short``, without that; ``full``, 30 s as transformers has them. None is ``silence``.
             fallback: Decode clips whose text does not end within the context once more at 30 s.
 
         Returns:
             One hypothesis a clip, in the batch's order.
         """
-        found = self._greedy(batch)
-        again = [i for i, h in enumerate(found) if not h.ended]
-        if fallback and again and batch.context < FULL_CONTEXT:
-            for i, hypothesis in zip(again, self._greedy(batch.rows(again).at(FULL_CONTEXT)), strict=True):
+        context = context or self.contexts[0]
+        found = self._written(batch, context)
+        again = [i for i, h in enumerate(found) if not h.ended and h.context < FULL_CONTEXT]
+        if fallback and again:
+            for i, hypothesis in zip(again, self._written(batch.rows(again), "full"), strict=True):
                 found[i] = hypothesis
         return found
+
+    def train(self, mode: bool = True) -> Whisper:
+        """As for every module; what was laid out for transcribing is dropped where weights may have changed or may change."""
+        if mode or self.training:
+            self._inference = None
+        return super().train(mode)
 
     def encode(self, batch: Batch) -> Tensor:
         """Encoder states in the batch's context.
@@ -208,25 +216,47 @@ class Whisper(nn.Module):
         if self.net.config._attn_implementation != wanted:
             self.net.set_attn_implementation(wanted)
 
-    def _greedy(self, batch: Batch) -> list[Hypothesis]:
-        states = BaseModelOutput(last_hidden_state=self.encode(batch))
-        prompt = torch.tensor([self._special.prompt] * len(batch.ids), device=batch.wave_BN.device)
+    def _written(self, batch: Batch, context: str) -> list[Hypothesis]:
+        device = batch.wave_BN.device
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+        if self._inference is None or self._inference.dtype != dtype:
+            self._inference = Inference(adapters.merged(self.net), self.net.config, dtype)
+        frames = [
+            ALL_FRAMES if context == "full" else min(ALL_FRAMES, math.ceil(FRAMES_PER_SECOND * (seconds + MARGIN)))
+            for seconds in batch.seconds
+        ]
         # text beyond any speaking rate has run away
-        room = MAX_NEW_TOKENS if batch.context >= FULL_CONTEXT else min(MAX_NEW_TOKENS, 8 + round(TOKENS_PER_SECOND * max(batch.seconds)))
-        # GenerationMixin's own, not Whisper's: that one wants 30 s, timestamps and temperature fallback
-        tokens_BL = GenerationMixin.generate(
-            self.net,
-            encoder_outputs=states,
-            decoder_input_ids=prompt,
-            decoder_attention_mask=torch.ones_like(prompt),
-            attention_mask=torch.ones(len(batch.ids), 1, device=prompt.device),  # of the encoder's input, and not looked at
-            max_new_tokens=room,
-            do_sample=False,
-            num_beams=1,
-        )[:, prompt.shape[1] :]
-        ended = (tokens_BL == self._special.end).any(dim=1).tolist()
-        texts = self.tokenizer.batch_decode(tokens_BL, skip_special_tokens=True)
-        return [Hypothesis(text.strip(), end, batch.context) for text, end in zip(texts, ended, strict=True)]
+        rooms = [
+            MAX_NEW_TOKENS if f == ALL_FRAMES else min(MAX_NEW_TOKENS, 8 + round(TOKENS_PER_SECOND * seconds))
+            for f, seconds in zip(frames, batch.seconds, strict=True)
+        ]
+        with torch.autocast(device.type, enabled=False):
+            heard = self._inference.hear(batch.wave_BN, frames, self.front_end, context == "silence")
+            rows = self._inference.write(heard, self._special.prompt, rooms, *self._banned(device), self._special.end)
+        texts = self.tokenizer.batch_decode([row.tokens for row in rows], skip_special_tokens=True)
+        return [
+            Hypothesis(text.strip(), row.ended, f / FRAMES_PER_SECOND, self._confidences(text, row))
+            for text, row, f in zip(texts, rows, frames, strict=True)
+        ]
+
+    def _banned(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Added to the scores of tokens: those that the checkpoint never writes, and those that it never begins with."""
+        never = torch.zeros(self.net.config.vocab_size, device=device)
+        never[list(self._checkpoint_settings.suppress_tokens or ())] = -math.inf
+        first = never.clone()
+        first[list(self._checkpoint_settings.begin_suppress_tokens or ())] = -math.inf
+        return never, first
+
+    def _confidences(self, text: str, row: Row) -> tuple[float, ...]:
+        """The probability of each word, given all before it: the product over its tokens."""
+        words: list[float] = []
+        for token, nats in zip(self.tokenizer.convert_ids_to_tokens(row.tokens), row.nats, strict=False):
+            if not words or token.startswith(SPACE):
+                words.append(0.0)
+            words[-1] += nats
+        if len(words) != len(text.split()):  # a language without spaces, or a token that is no text
+            words = [sum(row.nats) / max(1, len(row.nats))] * len(text.split())
+        return tuple(math.exp(nats) for nats in words)
 
     def _labels(self, texts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         prompt, end = list(self._special.prompt), self._special.end
