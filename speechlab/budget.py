@@ -10,20 +10,17 @@ Not covered: fragmentation beyond the reserve, several runs that share a device.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import platform
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
-from speechlab import decoding, fetch, models
+from speechlab import decoding, fetch, memory, models
 from speechlab.batches import Batch, Clips, feed
 from speechlab.config import Experiment
 from speechlab.errors import InputError
@@ -94,7 +91,7 @@ def find(experiment: Experiment, model: Any, clips: Clips, plan: Plan, device: s
     key = _key(experiment, model, context, device)
     store = fetch.cache() / "budgets.json"
     known = _known(store).get(key)
-    free = _free(device) / (workers if device == "cpu" else 1)
+    free = memory.free(device) / (workers if device == "cpu" else 1)
     if known is None:
         batch = _worst(clips, context)
         # the first pass pays for what is set up once
@@ -162,46 +159,15 @@ def _peak(model: Any, batch: Batch, precision: str, device: str) -> float:
     """Bytes in use at the height of a pass; the model's gradients and the generators are left as they were."""
     cuda = torch.device(device).type == "cuda"
     with torch.random.fork_rng(devices=[torch.device(device)] if cuda else []):
-        if cuda:
-            torch.cuda.reset_peak_memory_stats(device)
-            _pass(model, batch.to(torch.device(device)), precision, device)
-            used = float(torch.cuda.max_memory_allocated(device))
-        else:
-            _trim()
-            before = psutil.Process().memory_info().rss
-            _forget_peak()
-            _pass(model, batch, precision, device)
-            weights = sum(p.numel() * p.element_size() for p in model.parameters())
-            used = max(_peak_rss() - before, 0.0) + weights
+        memory.trim()
+        before = 0.0 if cuda else memory.used(device)
+        memory.forget_peak(device)
+        _pass(model, batch.to(torch.device(device)), precision, device)
+        used = max(memory.peak(device) - before, 0.0)
+        if not cuda:  # its weights were there before
+            used += sum(p.numel() * p.element_size() for p in model.parameters())
     model.zero_grad(set_to_none=True)
     return used
-
-
-def _free(device: str) -> float:
-    """Bytes that training may take, its weights included."""
-    if torch.device(device).type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return float(free + torch.cuda.memory_reserved(device))
-    return float(psutil.virtual_memory().available)
-
-
-def _trim() -> None:
-    """Have the allocator give back what was freed: what it keeps would hide what a pass takes."""
-    with suppress(OSError, AttributeError):  # glibc's
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _forget_peak() -> None:
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of resident memory starts anew
-
-
-def _peak_rss() -> float:
-    try:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        return float(line.split()[1]) * 1024
-    except (OSError, StopIteration, ValueError):  # not Linux: what is resident now is the nearest that can be had
-        return float(psutil.Process().memory_info().rss)
 
 
 def _key(experiment: Experiment, model: Any, context: Seconds, device: str) -> str:

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from speechlab import cli_corpus, cli_score, runs
 from speechlab import config as configs
 from speechlab.cli_corpus import QUICKSTART, ConfigOption, out
+from speechlab.cli_score import SetOption
 from speechlab.errors import InputError
 from speechlab.units import clock
 
@@ -31,7 +31,6 @@ app.add_typer(cli_corpus.app, name="corpus")
 app.add_typer(cli_score.app)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value in place of the file's; repeatable")]
 RunArgument = Annotated[str, typer.Argument(help="run id, path, or latest")]
 
 
@@ -82,33 +81,6 @@ def train(
     if state == "stopped":
         out.print(f"go on with: speechlab train --resume {run.id}", markup=False)
         raise SystemExit(130)
-
-
-@app.command()
-def evaluate(run: RunArgument = "latest") -> None:
-    """Evaluate a run's models on its test clips: before and after, clean and noisy, with intervals."""
-    from speechlab import evaluation, tracking
-
-    found = runs.find(run)
-    done = evaluation.evaluate_run(found)
-    table = evaluation.summary(done, found.config)
-    shown = Table("system", "condition", "clips", "WER %", "95 % interval", "S / D / I", "CER %", "raw WER %", "RTF")
-    for row in table.itertuples():
-        shown.add_row(
-            str(row.label),
-            str(row.condition),
-            str(row.clips),
-            f"{100 * float(row.wer):.2f}",  # type: ignore[arg-type]
-            f"{100 * float(row.low):.2f} to {100 * float(row.high):.2f}",  # type: ignore[arg-type]
-            f"{row.substitutions} / {row.deletions} / {row.insertions}",
-            f"{100 * float(row.cer):.2f}",  # type: ignore[arg-type]
-            f"{100 * float(row.wer_raw):.2f}",  # type: ignore[arg-type]
-            f"{float(row.rtf):.4f}",  # type: ignore[arg-type]
-        )
-    out.print(shown)
-    out.print(f"intervals: bootstrap over utterances (these speakers); normaliser: {done[0].normaliser}", markup=False)
-    with tracking.Follower(found):
-        pass
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The command line's part for numbers: score anybody's output, compare two systems, and say so in exit statuses.
+"""The command line's part for numbers: evaluate models, score anybody's output, compare two systems, and say so in exit statuses.
 
 ``compare`` ends with 0 for OK, 1 for REGRESSED, 3 for INCONCLUSIVE; 2 is for input that cannot be used, here as everywhere.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from speechlab.cli_corpus import out
+from speechlab.cli_corpus import QUICKSTART, ConfigOption, out
 from speechlab.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,9 +27,56 @@ if TYPE_CHECKING:
 app = typer.Typer()
 EXITS = {"OK": 0, "REGRESSED": 1, "INCONCLUSIVE": 3}
 
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value in place of the file's; repeatable")]
 NormaliserOption = Annotated[str, typer.Option(help="english, basic (all other languages) or raw")]
 MissingOption = Annotated[str, typer.Option(help="references without a hypothesis: refuse, deleted (all words missed) or leave")]
 ExtraOption = Annotated[str, typer.Option(help="hypotheses without a reference: refuse or leave")]
+
+
+@app.command()
+def evaluate(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="a run (before and after), or several of: RUN, RUN:pretrained, models:/name@alias, weights")
+    ] = None,
+    config: ConfigOption = QUICKSTART,
+    set_: SetOption = None,
+    conditions: Annotated[str, typer.Option(help="such as clean,white-5db,gsm; standard is all of the usual ones")] = "",
+    to: Annotated[Path | None, typer.Option("--out", help="folder of the tables, for models that are no run")] = None,
+) -> None:
+    """Decode test clips under conditions and count errors, with intervals; what was measured before is not measured again.
+
+    The config says on which corpus and how; a run alone is evaluated on its own.
+    """
+    from speechlab import results, runs, systems, tracking
+
+    asked = [name.strip() for name in conditions.split(",") if name.strip()]
+    done = systems.measure(names or ["latest"], config, set_ or (), asked, to)
+    table = results.summary(done.evaluations, done.experiment.evaluation, done.experiment.seed)
+    shown = Table("system", "condition", "clips", "WER %", "95 % interval", "S / D / I", "CER %", "raw WER %", "RTFx", "p50, p95 ms")
+    for row in table.to_dict("records"):
+        silent = row["wer"] != row["wer"]
+        rates = [f"{row['invented']:.1f} words a minute", ""] if silent else [f"{100 * row['wer']:.2f}", _ends(row)]
+        shown.add_row(
+            Text(row["label"]),
+            row["condition"],
+            str(row["clips"]),
+            *rates,
+            f"{row['substitutions']} / {row['deletions']} / {row['insertions']}",
+            "–" if silent else f"{100 * row['cer']:.2f}",
+            "–" if silent else f"{100 * row['wer_raw']:.2f}",
+            f"{row['rtfx']:.1f}",
+            "–" if row["p50"] != row["p50"] else f"{1000 * row['p50']:.0f}, {1000 * row['p95']:.0f}",
+        )
+    out.print(shown)
+    for e in done.evaluations:
+        if e.broken:
+            first = next(iter(e.broken.items()))
+            out.print(f"{e.name}: {len(e.broken)} clips could not be read, such as {first[0]}: {first[1].splitlines()[0]}", markup=False)
+    out.print(f"intervals over utterances (these speakers); normaliser: {done.evaluations[0].normaliser}", markup=False)
+    out.print(str(done.folder), markup=False)
+    if (done.folder.parent / "config.yaml").is_file():
+        with tracking.Follower(runs.Run(done.folder.parent)):
+            pass
 
 
 @app.command()
@@ -200,6 +247,10 @@ def _report_strata(rows: pd.DataFrame) -> None:
 def _units(scores: Scores) -> tuple[By, ...]:
     """What intervals can be over."""
     return ("utterance", "speaker") if scores.speakers else ("utterance",)
+
+
+def _ends(row: dict[Any, Any]) -> str:
+    return f"{100 * row['low']:.2f} to {100 * row['high']:.2f}"
 
 
 def _span(interval: Interval, scale: float = 1) -> str:

@@ -15,15 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from speechlab.errors import InputError
 from speechlab.scoring import Scores
 from speechlab.statistics import By, Interval, Mapsswe, holm, mapsswe, paired_t, ratio_interval, sign_flip
+from speechlab.strata import SMALL, split
 
 MARGIN = 0.5  # points of WER that a new system may be worse
-SMALL = 20  # utterances of a stratum under which its rates say next to nothing
 
 
 @dataclass(frozen=True)
@@ -205,8 +204,7 @@ def strata(a: Scores, b: Scores, labels: Sequence[str], resamples: int = 1000, s
         warning. In strata of fewer than :data:`SMALL` utterances interval and p are ``nan``.
     """
     rows = []
-    for label in sorted(set(labels)):
-        chosen = np.flatnonzero(np.array(labels, dtype=object) == label)
+    for label, chosen in split(labels):
         in_a, in_b = a.only(chosen), b.only(chosen)
         row: dict[str, Any] = {"stratum": label, "utterances": len(chosen), "words": in_a.words, "wer_a": in_a.wer, "wer_b": in_b.wer}
         if len(chosen) < SMALL:

@@ -287,9 +287,13 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """What is measured on the test split."""
 
-    snr: Decibels = Field(10.0, ge=-20, le=60, description="of the noisy condition, over active speech")
+    conditions: tuple[str, ...] = Field(
+        ("clean", "white-10db"), min_length=1, strict=False, description="of speechlab.conditions; standard is all of the usual ones"
+    )
+    noise: str | None = Field(None, description="folder of recordings, for the conditions noise-Ndb")
     normaliser: Literal["raw", "basic", "english"] = "english"
-    batch_size: int = Field(16, ge=1, description="clips decoded together")
+    batch_seconds: Seconds = Field(240.0, gt=0, description="most audio decoded together, padding included; changes no result")
+    latency: bool = Field(True, description="decode clean clips one by one too, to time them")
     resamples: int = Field(1000, ge=100, description="bootstrap resamples behind an interval")
 
 
@@ -346,10 +350,11 @@ class Experiment(Section):
     def signature(self) -> str:
         """SHA-256 (first 12 hex digits) over what changes results, in canonical JSON.
 
-        Left out: name, question, ``cluster`` and ``tracking``, ``corpus.root`` and ``corpus.decisions``. The manifest's hash,
-        not a path, says which speech it was.
+        Left out: name, question, ``cluster`` and ``tracking``, ``corpus.root`` and ``corpus.decisions`` (the manifest's hash,
+        not a path, says which speech it was), and what of the evaluation changes no result.
         """
-        kept = self.model_dump(exclude={"name": True, "question": True, "cluster": True, "tracking": True, "corpus": {"root", "decisions"}})
+        parts = {"corpus": {"root", "decisions"}, "evaluation": {"noise", "batch_seconds", "latency"}}
+        kept = self.model_dump(exclude={"name": True, "question": True, "cluster": True, "tracking": True, **parts})
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_yaml(self) -> str:

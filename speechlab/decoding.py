@@ -1,12 +1,16 @@
-"""From a model and cuts to hypotheses: batches by duration, every clip answered, order kept.
+"""From a model and cuts to hypotheses: batches by seconds, every clip answered, none that spoils the rest.
 
-Used by validation and by evaluation alike. Not covered yet: beam search, language models, word times.
+Used by validation and by evaluation alike. What a model hears of a clip does not depend on the batch that it is in, so
+neither do the answers; batches are for speed. A clip that cannot be read is answered with the reason.
+
+Not covered: word times; sets too large for one process (:mod:`speechlab.infer`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +18,10 @@ import torch
 
 from speechlab import batches, corpora
 from speechlab.errors import InputError
-from speechlab.units import FULL_CONTEXT, Seconds
+from speechlab.units import Seconds
 
-MARGIN: Seconds = 0.5  # silence heard behind the longest clip of a batch, in short context
+BATCH: Seconds = 240.0  # audio that is decoded together, padding included
+MOST = 128  # clips, where they are short
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,9 @@ class Decoded:
         hypothesis: What the model heard.
         ended: Whether decoding came to its end.
         context: Seconds the encoder heard.
-        seconds: Wall-clock time of its batch, shared among the batch by duration.
+        seconds: Wall-clock time of its batch, from samples to text, shared among the batch by duration.
+        confidences: How sure each word of the hypothesis is; empty if the model does not say.
+        problem: Why there is no answer; empty if there is one.
     """
 
     id: str
@@ -39,59 +46,80 @@ class Decoded:
     duration: Seconds
     reference: str
     hypothesis: str
-    ended: bool
-    context: Seconds
-    seconds: Seconds
+    ended: bool = True
+    context: Seconds = 0.0
+    seconds: Seconds = 0.0
+    confidences: tuple[float, ...] = ()
+    problem: str = ""
 
 
 def decode(
-    model: Any,
-    cuts: Sequence[Any],
-    *,
-    context: str = "short",
-    batch_size: int = 16,
-    precision: str = "bf16",
-    device: str = "cpu",
-    alter: Callable[[str, Any], Any] | None = None,
+    model: Any, cuts: Sequence[Any], *, context: str | None = None, seconds: Seconds = BATCH, precision: str = "bf16", device: str = "cpu"
 ) -> Iterator[list[Decoded]]:
-    """Decode cuts in batches of like durations.
+    """Decode cuts in batches of like durations, from short to long.
 
     Args:
         model: A :class:`speechlab.models.Model`.
         cuts: lhotse cuts.
-        context: ``short`` (longest clip of the batch and a margin) or ``full`` (30 s).
-        batch_size: Clips decoded together.
+        context: One of the model's ``contexts``; None is the first of them.
+        seconds: Most audio of a batch, padding included; 0 decodes clips one by one.
         precision: ``fp32``, or ``bf16`` or ``fp16`` autocast.
         device: Where the model is.
-        alter: What happens to a waveform before the model hears it: (clip id, wave) to wave.
 
     Yields:
         The answers of one batch at a time, so that a caller can show progress.
     """
-    ordered = sorted(cuts, key=lambda c: (c.duration, c.id))
     training = model.training
     model.eval()
     try:
-        for start in range(0, len(ordered), batch_size):
-            yield _batch(model, ordered[start : start + batch_size], context, precision, device, alter)
+        with ThreadPoolExecutor(1) as ahead:  # the next batch is read while this one is decoded
+            planned = plan(cuts, seconds)
+            coming = ahead.submit(_read, planned[0]) if planned else None
+            for following in [*planned[1:], None]:
+                assert coming is not None
+                clips, broken = coming.result()
+                coming = ahead.submit(_read, following) if following else None
+                yield broken + (_batch(model, clips, context, precision, device) if clips else [])
     finally:
         model.train(training)
 
 
-def _batch(model: Any, cuts: list[Any], context: str, precision: str, device: str, alter: Any) -> list[Decoded]:
-    clips = [(c.id, c.supervisions[0].text, corpora.load_audio(c)) for c in cuts]
-    if alter is not None:
-        clips = [(i, text, alter(i, wave)) for i, text, wave in clips]
-    batch = batches.collate(clips, FULL_CONTEXT if context == "full" else None, MARGIN).to(torch.device(device))
+def plan(cuts: Sequence[Any], seconds: Seconds = BATCH) -> list[list[Any]]:
+    """Cuts in batches of like durations, from short to long: :data:`MOST` clips and so many seconds at most, one clip at least."""
+    planned: list[list[Any]] = []
+    for cut in sorted(cuts, key=lambda c: (c.duration, c.id)):
+        if planned and len(planned[-1]) < MOST and (len(planned[-1]) + 1) * cut.duration <= seconds:
+            planned[-1].append(cut)
+        else:
+            planned.append([cut])
+    return planned
+
+
+def _read(cuts: list[Any]) -> tuple[list[tuple[Any, Any]], list[Decoded]]:
+    """Cuts with their samples, and answers for those that have none."""
+    clips, broken = [], []
+    for cut in cuts:
+        try:
+            clips.append((cut, corpora.load_audio(cut)))
+        except InputError as e:
+            broken.append(Decoded(*_about(cut), cut.duration, cut.supervisions[0].text, "", ended=False, problem=str(e)))
+    return clips, broken
+
+
+def _batch(model: Any, clips: list[tuple[Any, Any]], context: str | None, precision: str, device: str) -> list[Decoded]:
+    batch = batches.collate([(cut.id, "", wave_N) for cut, wave_N in clips])
     began = time.perf_counter()
     with autocast(device, precision):
-        hypotheses = model.transcribe(batch)
-    seconds = time.perf_counter() - began  # transcribe returns texts, so the device is done
-    share = seconds / sum(batch.seconds)
+        hypotheses = model.transcribe(batch.to(torch.device(device)), context=context)
+    share = (time.perf_counter() - began) / sum(batch.seconds)  # transcribe returns texts, so the device is done
     return [
-        Decoded(c.id, c.supervisions[0].speaker or "", d, c.supervisions[0].text, h.text, h.ended, h.context, d * share)
-        for c, d, h in zip(cuts, batch.seconds, hypotheses, strict=True)
+        Decoded(*_about(cut), d, cut.supervisions[0].text, h.text, h.ended, h.context, d * share, h.confidences)
+        for (cut, _), d, h in zip(clips, batch.seconds, hypotheses, strict=True)
     ]
+
+
+def _about(cut: Any) -> tuple[str, str]:
+    return cut.id, cut.supervisions[0].speaker or ""
 
 
 def autocast(device: str, precision: str) -> torch.autocast:

@@ -1,14 +1,16 @@
-"""One change to a waveform each: speed, room, noise, background, gain, clipping, codec; and rooms to play in.
+"""One change to a waveform each: speed, tempo, room, noise, background, gain, clipping, codec; and rooms to play in.
 
-Notable: all but speed keep the length, and all keep the place of every sound (delays are taken out), so that times in
-a transcript stay true. A clip of digital silence has no level: rooms and noise give it back as it is, as training must
-not stop for it. Nothing here draws at random except from a seed; :mod:`speechlab.augment` says who gets what.
+Notable: all but speed and tempo keep the length, and all keep the place of every sound (delays are taken out), so that
+times in a transcript stay true. A clip of digital silence has no level: rooms and noise give it back as it is, as training
+must not stop for it. Nothing here draws at random except from a seed; :mod:`speechlab.augment` says who gets what.
 
-Not covered: tempo without pitch, moving speakers, absorption that depends on frequency, packet loss.
+Not covered: moving speakers, absorption that depends on frequency, packet loss.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +21,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 import scipy.signal  # type: ignore[import-untyped]
+import soundfile  # type: ignore[import-untyped]
 import soxr  # type: ignore[import-untyped]
 
 from speechlab import audio
@@ -26,11 +29,12 @@ from speechlab.audio import Wave
 from speechlab.errors import InputError
 from speechlab.units import SAMPLE_RATE, Decibels, Hertz, Samples, Seconds, exact_div
 
+NARROW: Hertz = exact_div(SAMPLE_RATE, 2)  # of telephones
 # kind: encoder, decoder, rate heard by the encoder
 CODECS: dict[str, tuple[str, str, Hertz]] = {
     "mp3": ("libmp3lame", "mp3float", SAMPLE_RATE),
     "opus": ("libopus", "opus", SAMPLE_RATE),
-    "telephone": ("pcm_mulaw", "pcm_mulaw", exact_div(SAMPLE_RATE, 2)),  # ITU-T G.711
+    "telephone": ("pcm_mulaw", "pcm_mulaw", NARROW),  # ITU-T G.711
 }
 
 SOUND = 343.0  # metres a second
@@ -82,6 +86,38 @@ def speed(wave_N: Wave, factor: float) -> Wave:
     return _fitted(out, sped(wave.size, factor))
 
 
+def tempo(wave_N: Wave, factor: float) -> Wave:
+    """Speak faster or slower at the same pitch: WSOLA (Verhelst & Roelands, 1993) as FFmpeg's ``atempo`` has it.
+
+    Args:
+        wave_N: 16 kHz samples.
+        factor: 1.25 is a quarter faster.
+
+    Returns:
+        :func:`sped` samples; a sound at t comes at t / factor to within some 40 ms, as pieces are shifted to fit.
+
+    Raises:
+        InputError: if factor is not within 0.5 and 2, or as for :func:`speechlab.audio.check`.
+    """
+    if not 0.5 <= factor <= 2:
+        raise InputError("A clip cannot be spoken at that tempo.", got=factor, expected="a factor within 0.5 and 2")
+    wave, rate = audio.check(wave_N), Fraction(1, SAMPLE_RATE)
+    graph = av.filter.Graph()
+    source = graph.add_abuffer(sample_rate=SAMPLE_RATE, format="flt", layout="mono", time_base=rate)
+    sink = graph.add("abuffersink")
+    graph.link_nodes(source, graph.add("atempo", str(factor)), sink).configure()
+    # the filter keeps up to a window (64 ms) back at the end: let it be silence
+    frame = av.AudioFrame.from_ndarray(np.pad(wave, (0, SAMPLE_RATE // 4))[None], format="flt", layout="mono")
+    frame.sample_rate, frame.time_base, frame.pts = SAMPLE_RATE, rate, 0
+    source.push(frame)
+    source.push(None)
+    parts = []
+    with contextlib.suppress(av.error.EOFError):
+        while True:
+            parts.append(sink.pull().to_ndarray()[0])
+    return _fitted(np.concatenate(parts), sped(wave.size, factor))
+
+
 def room(wave_N: Wave, rir_N: Wave) -> Wave:
     """Play in a room, at the same active level and without the delay of the direct sound.
 
@@ -121,28 +157,37 @@ def background(wave_N: Wave, noise_N: Wave, snr: Decibels, at: float = 0.0) -> W
         wave_N: 16 kHz samples; silence is given back as it is.
         noise_N: The recording, repeated where it is the shorter.
         snr: Power of active speech over the mean power of what is added, in dB.
-        at: Where in the recording to begin, as a share of it in [0, 1). Where that part is digital silence, the
-            recording's loudest sample is begun with, so that the SNR holds.
+        at: Where in the recording to begin, as for :func:`stretch`.
 
     Returns:
         (N,); it may pass full scale.
 
     Raises:
-        InputError: if the recording is silent, snr is not a number, or as for :func:`speechlab.audio.check`.
+        InputError: if snr is not a number, or as for :func:`stretch`.
     """
     if not math.isfinite(snr):
         raise InputError("An SNR must be a number.", got=snr, expected="decibels, for example 10")
-    wave, recording = audio.check(wave_N), audio.check(noise_N, "a noise recording")
-    if not recording.any():
-        raise InputError("A noise recording is silent.", got=f"{recording.size} samples of zero", expected="noise", do="take it away")
+    wave = audio.check(wave_N)
+    added = stretch(noise_N, wave.size, at).astype(np.float64)
     if not wave.any():
         return wave
-    start = int(at * recording.size)
-    added = np.resize(np.roll(recording, -start)[: wave.size], wave.size).astype(np.float64)
-    if not added.any():
-        added = np.resize(np.roll(recording, -int(np.abs(recording).argmax())), wave.size).astype(np.float64)
     added *= math.sqrt(audio.active_power(wave) / 10 ** (snr / 10) / np.mean(added**2))
     return (wave + added).astype(np.float32)
+
+
+def stretch(noise_N: Wave, n: Samples, at: float = 0.0) -> Wave:
+    """So many samples of a recording from a place on, (N,), repeated where it is the shorter.
+
+    The place is a share of it in [0, 1). Where that part is digital silence, the recording's loudest sample is begun with.
+
+    Raises:
+        InputError: if the recording is silent, or as for :func:`speechlab.audio.check`.
+    """
+    recording = audio.check(noise_N, "a noise recording")
+    if not recording.any():
+        raise InputError("A noise recording is silent.", got=f"{recording.size} samples of zero", expected="noise", do="take it away")
+    cut = np.roll(recording, -int(at * recording.size))[:n]
+    return np.resize(cut if cut.any() else np.roll(recording, -int(np.abs(recording).argmax())), n)
 
 
 def gain(wave_N: Wave, db: Decibels) -> Wave:
@@ -195,6 +240,19 @@ def code(wave_N: Wave, kind: Literal["mp3", "opus", "telephone"], bitrate: int |
     if heard_rate != SAMPLE_RATE:
         heard = soxr.resample(heard, heard_rate, SAMPLE_RATE)
     return _fitted(heard, wave.size)
+
+
+def gsm(wave_N: Wave) -> Wave:
+    """What a mobile telephone leaves of a clip, (N,): 8 kHz, GSM 06.10 full rate at 13 kbit/s, as libsndfile has it.
+
+    Raises:
+        InputError: as for :func:`speechlab.audio.check`.
+    """
+    wave, file = audio.check(wave_N), io.BytesIO()
+    sent = soxr.resample(wave, SAMPLE_RATE, NARROW)
+    soundfile.write(file, audio.quantise(_fitted(sent, max(1, sent.size))), NARROW, format="WAV", subtype="GSM610")
+    heard, _ = soundfile.read(io.BytesIO(file.getvalue()), dtype="float32")
+    return _fitted(soxr.resample(heard, NARROW, SAMPLE_RATE), wave.size)
 
 
 def make_room(seed: int, index: int, low: Seconds, high: Seconds) -> Room:

@@ -1,16 +1,18 @@
-"""What a run's models do on the held-out clips: systems by condition by context, kept as tables.
+"""What models do on held-out clips: systems by condition by context, measured once and kept as tables.
 
-Each evaluation is a Parquet table, one row an utterance, beside a JSON file that says what was measured.
-Conditions are made from a seed of (experiment, condition, clip), so every system hears the same samples and
-comparisons stay paired. Rates, intervals and differences derive from the tables at any later time.
+Each evaluation is a Parquet table, one row an utterance, beside a JSON file that says what was measured: weights, what was
+heard, how it was decoded, normaliser. They lie in a run's ``evaluations``, or in a folder of their own for systems that no run
+of the lab has made. Rates, intervals and differences derive from the tables at any later time: :mod:`speechlab.results`.
 
-Not covered yet: rooms, codecs, latency budgets, verdicts, other people's hypotheses.
+A clip that cannot be read is no row: it is named, with the reason, beside the table.
+
+Not covered: sets too large for one process (:mod:`speechlab.infer`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,17 +21,44 @@ import pandas as pd
 import torch
 from tqdm.std import tqdm
 
-from speechlab import audio, checkpoints, corpora, decoding, models, training, utterances
+from speechlab import checkpoints, conditions, corpora, decoding, latency, memory, models, training, utterances
 from speechlab.batches import Clips
-from speechlab.comparison import Difference, compare
-from speechlab.config import Experiment
+from speechlab.conditions import Heard
+from speechlab.config import EvaluationConfig, Experiment
 from speechlab.errors import InputError, did_you_mean
 from speechlab.runs import Run, find, write_atomic
 from speechlab.scoring import Scores, score
 from speechlab.text import normaliser
 
-SYSTEMS = ("pretrained", "finetuned")
 COUNTED = ["words", "hits", "substitutions", "deletions", "insertions", "alignment"]  # columns that the normaliser decides
+CONTEXTS = {"silence": "silence behind it", "short": "short context", "full": "30 s"}  # how a context is called beside a system
+
+
+@dataclass(frozen=True)
+class System:
+    """A model that can be evaluated.
+
+    Attributes:
+        name: As in tables: ``pretrained``, ``finetuned``, ``tiny.en``.
+        family: A key of :data:`speechlab.models.FAMILIES`.
+        folder: Of its weights.
+        sha256: Their digest.
+        language: Of the speech, for models that are told.
+        origin: Where the weights come from, in words.
+    """
+
+    name: str
+    family: str
+    folder: str
+    sha256: str
+    language: str
+    origin: str = ""
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """In which it can transcribe, the usual one first."""
+        found: tuple[str, ...] = models.family_class(self.family).contexts
+        return found
 
 
 @dataclass(frozen=True)
@@ -37,28 +66,39 @@ class Evaluation:
     """One system in one condition and context.
 
     Attributes:
-        system: ``pretrained`` or ``finetuned``.
-        condition: ``clean`` or ``noise-10db`` and the like.
-        context: ``short`` or ``full``, as decoded.
-        rtf: Seconds of front end and decoding per second of audio, after a warm-up.
-        weights_sha256: Of the weights that were decoded with.
+        system: Name of the system.
+        condition: Name of the condition, see :mod:`speechlab.conditions`.
+        context: As decoded: ``silence``, ``short``, ``full`` or ``clip``; empty for hypotheses from elsewhere.
+        weights_sha256: Of the weights that were decoded with; empty for hypotheses from elsewhere.
+        heard_sha256: Of the clips as they were heard: :attr:`speechlab.conditions.Heard.sha256`.
+        how: Device and precision, and the search where one was made.
         normaliser: Identity of the normaliser behind ``wer`` and ``cer``.
         wer: Corpus word error rate, normalised, a fraction.
         cer: Corpus character error rate, normalised, a fraction.
-        fallbacks: Clips decoded once more at 30 s, because their text did not end in short context.
-        rows: One row an utterance: id, speaker, duration, reference and hypothesis as they are, ended, context, seconds; and of the
-            normalised texts words, hits, substitutions, deletions, insertions and the alignment in words.
+        rtf: Seconds from samples to text per second of audio, after a warm-up; :attr:`rtfx` is its inverse.
+        memory_bytes: Most that decoding took, weights included.
+        fallbacks: Clips decoded once more at 30 s, because their text did not end before.
+        broken: Ids of clips that could not be read, with the reasons.
+        notes: Ids of clips that are not what the condition says, with the reasons.
+        rows: One row an utterance: id, speaker, duration, reference and hypothesis as they are, ended, context, seconds, confidences (of
+            each word), latency (seconds where decoded alone, else missing); and of the normalised texts words, hits, substitutions,
+            deletions, insertions and the alignment in words.
     """
 
     system: str
     condition: str
     context: str
-    rtf: float
     weights_sha256: str
+    heard_sha256: str
+    how: dict[str, str]
     normaliser: str
     wer: float
     cer: float
+    rtf: float
+    memory_bytes: float
     fallbacks: int
+    broken: dict[str, str]
+    notes: dict[str, str]
     rows: pd.DataFrame = field(repr=False, compare=False)
 
     @property
@@ -69,35 +109,26 @@ class Evaluation:
     @property
     def label(self) -> str:
         """For figures: ``finetuned, short context``."""
-        return self.system + {"short": ", short context", "full": ", 30 s context"}.get(self.context, "")
+        return ", ".join(filter(None, (self.system, CONTEXTS.get(self.context))))
+
+    @property
+    def rtfx(self) -> float:
+        """Seconds of audio per second of decoding, as the Open ASR leaderboard counts it: total over total."""
+        return 1 / self.rtf if self.rtf else float("nan")
+
+    @property
+    def timed(self) -> latency.Latency | None:
+        """Latency at batch 1, where it was measured."""
+        known = self.rows.latency.notna()
+        return latency.measure(self.rows.latency[known].to_numpy(), self.rows.duration[known].to_numpy()) if known.any() else None
 
     def scores(self, name: str) -> Scores:
         """The counts under a normaliser by name."""
         return score(list(self.rows.reference), list(self.rows.hypothesis), normaliser(name), list(self.rows.speaker))
 
 
-def conditions(experiment: Experiment) -> tuple[str, ...]:
-    """The conditions of an experiment: clean, and white noise at its SNR."""
-    return ("clean", f"noise-{experiment.evaluation.snr:g}db")
-
-
-def alteration(condition: str, seed: int) -> Callable[[str, Any], Any] | None:
-    """What a condition does to a clip: (id, wave) to wave; None for clean.
-
-    The noise is white, at the SNR over active speech, drawn from (seed, condition, clip id).
-    """
-    if condition == "clean":
-        return None
-    snr = float(condition.removeprefix("noise-").removesuffix("db"))
-
-    def alter(clip: str, wave_N: Any) -> Any:
-        return audio.add_noise(wave_N, snr, audio.clip_seed(seed, f"{condition}/{clip}"))
-
-    return alter
-
-
-def systems(run: Run, corpus: corpora.Corpus | None = None) -> dict[str, tuple[str, str]]:
-    """The folder and the weights' digest of the pretrained model, if the run began with one, and of its best checkpoint.
+def systems(run: Run, corpus: corpora.Corpus | None = None) -> dict[str, System]:
+    """The pretrained model, if the run began with one, and its best checkpoint, if it has one.
 
     Args:
         run: The run.
@@ -107,10 +138,11 @@ def systems(run: Run, corpus: corpora.Corpus | None = None) -> dict[str, tuple[s
         InputError: if the best checkpoint is damaged.
     """
     experiment = run.config
+    family, language = experiment.model.family, experiment.corpus.language
     found = {}
     if experiment.model.weights is not None:  # a model from scratch knew nothing before
         start = training.begin(experiment, Clips.of(corpus or corpora.configured(experiment.corpus)))
-        found["pretrained"] = (str(start.path), start.sha256)
+        found["pretrained"] = System("pretrained", family, str(start.path), start.sha256, language, f"{start.name}, {start.source}")
     best = checkpoints.best(checkpoints.candidates(run.path / "checkpoints"))
     if best is not None:
         if reason := checkpoints.damage(best):
@@ -120,82 +152,118 @@ def systems(run: Run, corpus: corpora.Corpus | None = None) -> dict[str, tuple[s
                 expected="the file that was written",
                 do="train again, or evaluate another run",
             )
-        found["finetuned" if found else "trained"] = (str(best.path), best.digest)
+        name = "finetuned" if found else "trained"
+        found[name] = System(name, family, str(best.path), best.digest, language, f"{run.id}, step {best.step}")
     return found
 
 
 def evaluate(
-    experiment: Experiment,
-    cuts: list[Any],
+    system: System,
+    heard: Heard,
+    settings: EvaluationConfig,
     *,
-    system: str,
-    folder: str,
-    weights_sha256: str,
-    condition: str,
-    context: str,
+    context: str | None = None,
+    precision: str = "bf16",
     device: str = "cpu",
+    latencies: bool = False,
     progress: Callable[[int], None] = lambda clips: None,
 ) -> Evaluation:
     """Decode clips with a system and count its errors.
 
     Args:
-        experiment: Normaliser, batch size and precision are used.
-        cuts: lhotse cuts to decode.
-        system: Name under which the result goes.
-        folder: Of the weights.
-        weights_sha256: Their digest.
-        condition: One of :func:`conditions`.
-        context: ``short`` or ``full``.
+        system: What decodes.
+        heard: Clips under a condition.
+        settings: Normaliser and size of a batch are used.
+        context: One of the system's; None is the usual one.
+        precision: As for :func:`speechlab.decoding.decode`.
         device: Torch device.
+        latencies: Decode every clip alone too, and keep how long it took.
         progress: Called with the number of clips done since the last call.
+
+    Raises:
+        InputError: if the system has no such context, or not one clip can be read.
     """
-    if condition not in conditions(experiment):
-        raise InputError(f'Unknown condition "{condition}".', got=condition, do=did_you_mean(condition, conditions(experiment)))
-    model = models.load(experiment.model.family, folder, experiment.corpus.language).to(device)
-    how: dict[str, Any] = {
-        "context": context,
-        "batch_size": experiment.evaluation.batch_size,
-        "precision": experiment.training.precision,
-        "device": device,
-        "alter": alteration(condition, experiment.seed),
-    }
-    for _ in decoding.decode(model, cuts[:4], **how):
-        pass  # warm-up: the first batch pays for allocation and kernel selection
-    rows = []
-    for answers in decoding.decode(model, cuts, **how):
-        rows += answers
-        progress(len(answers))
-    table = pd.DataFrame([asdict(r) for r in sorted(rows, key=lambda r: r.id)])
-    named = normaliser(experiment.evaluation.normaliser)
-    counts = score(list(table.reference), list(table.hypothesis), named, list(table.speaker))
-    table[COUNTED] = counts.table()[COUNTED]
-    return Evaluation(
-        system=system,
-        condition=condition,
+    if context is not None and context not in system.contexts:
+        raise InputError(f"{system.family} has no such context.", got=context, do=did_you_mean(context, system.contexts))
+    context = context or system.contexts[0]
+    memory.trim()
+    before = memory.used(device)
+    memory.forget_peak(device)
+    model = models.load(system.family, system.folder, system.language).to(device).eval()
+    how: dict[str, Any] = {"context": context, "precision": precision, "device": device}
+    for _ in decoding.decode(model, heard.cuts[:4], seconds=settings.batch_seconds, **how):
+        pass  # warm-up: the first batch pays for allocation, for the choice of kernels, and for what is made once
+    answers: list[decoding.Decoded] = []
+    for part in decoding.decode(model, heard.cuts, seconds=settings.batch_seconds, **how):
+        answers += part
+        progress(len(part))
+    alone: dict[str, float] = {}
+    if latencies:
+        for (one,) in decoding.decode(model, heard.cuts, seconds=0, **how):
+            alone[one.id] = one.seconds
+            progress(1)
+    took = max(memory.peak(device) - before, 0.0)
+    return tabled(
+        answers,
+        settings.normaliser,
+        system=system.name,
+        condition=heard.condition.name,
         context=context,
-        rtf=float(table.seconds.sum() / table.duration.sum()),
-        weights_sha256=weights_sha256,
-        normaliser=named.identity,
-        wer=counts.wer,
-        cer=counts.cer,
-        fallbacks=int((table.context >= 30).sum()) if context == "short" else 0,
-        rows=table,
+        weights_sha256=system.sha256,
+        heard_sha256=heard.sha256,
+        how={"device": device, "precision": precision},
+        memory_bytes=took,
+        notes=heard.notes,
+        alone=alone,
     )
 
 
-def evaluate_run(run: Run, *, progress: bool = True) -> list[Evaluation]:
+def tabled(answers: Sequence[decoding.Decoded], name: str, *, alone: dict[str, float] | None = None, **about: Any) -> Evaluation:
+    """An evaluation from answers.
+
+    Args:
+        answers: In any order.
+        name: Of the normaliser.
+        alone: Seconds by id, of clips decoded one by one.
+        about: The other fields of an :class:`Evaluation`.
+
+    Raises:
+        InputError: if there is no answer.
+    """
+    answered = sorted((a for a in answers if not a.problem), key=lambda a: a.id)
+    broken = {a.id: a.problem for a in answers if a.problem}
+    if not answered:
+        raise InputError("Not one clip could be decoded.", got=next(iter(broken.values()), "0 clips"), expected="clips that can be read")
+    table = pd.DataFrame([asdict(a) for a in answered]).drop(columns="problem")
+    table["confidences"] = table.confidences.map(list)
+    table["latency"] = table.id.map(alone or {}).astype(float)
+    rules = normaliser(name)
+    counts = score(list(table.reference), list(table.hypothesis), rules, list(table.speaker))
+    table[COUNTED] = counts.table()[COUNTED]
+    return Evaluation(
+        normaliser=rules.identity,
+        wer=counts.wer,
+        cer=counts.cer,
+        rtf=float(table.seconds.sum() / table.duration.sum()),
+        fallbacks=int((table.context >= 30).sum()) if about["context"] in ("silence", "short") else 0,
+        broken=broken,
+        rows=table,
+        **about,
+    )
+
+
+def evaluate_run(run: Run, names: Sequence[str] = (), *, progress: bool = True) -> list[Evaluation]:
     """Evaluate a run's systems on its test clips and keep the tables in the run.
 
-    A pretrained Whisper is decoded at 30 s, as it was trained; the fine-tuned one in short context and, on
-    clean speech, at 30 s too. Models that hear a clip and no more have no such choice. What the run holds already is
-    not measured again.
+    Args:
+        run: Its config says under which conditions.
+        names: Of other conditions.
+        progress: Whether to show a progress bar.
 
     Raises:
         InputError: if the corpus is not the one that the run was trained on.
     """
-    experiment = run.config
-    device = decoding.resolve_device(experiment.cluster.device, torch.cuda.is_available())
-    corpus = corpora.configured(experiment.corpus)
+    corpus = corpora.configured(run.config.corpus)
     trained_on = run.provenance.get("data", {}).get("manifest_sha256", corpus.manifest_sha256)
     if corpus.manifest_sha256 != trained_on:
         raise InputError(
@@ -204,169 +272,119 @@ def evaluate_run(run: Run, *, progress: bool = True) -> list[Evaluation]:
             expected=f"manifest {trained_on[:12]}",
             do="restore the corpus; its splits may have moved",
         )
+    return evaluate_all(list(systems(run, corpus).values()), corpus, run.config, run.path / "evaluations", names, progress=progress)
+
+
+def evaluate_all(
+    available: Sequence[System],
+    corpus: corpora.Corpus,
+    experiment: Experiment,
+    folder: Path,
+    names: Sequence[str] = (),
+    *,
+    progress: bool = True,
+) -> list[Evaluation]:
+    """Evaluate systems on the test clips of a corpus under several conditions; what the folder holds is not measured again.
+
+    Every condition is decoded in the systems' usual context; clean speech also at 30 s, where that is another, and in the
+    short context for models that were trained in it.
+
+    Args:
+        available: The systems.
+        corpus: Its test split is decoded.
+        experiment: Its evaluation, seed, precision and device are used.
+        folder: Where the tables are kept.
+        names: Of conditions; none are the experiment's.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        By system, then condition.
+
+    Raises:
+        InputError: if a condition is not known, or cannot be made of this corpus.
+    """
+    settings = experiment.evaluation
+    device = decoding.resolve_device(experiment.cluster.device, torch.cuda.is_available())
+    noise = Path(settings.noise) if settings.noise else None
+    wanted = conditions.named(tuple(names) or settings.conditions, noise)
     cuts = list(corpus.cuts["test"])
-    have = {e.name: e for e in load(run)}
-    available = systems(run, corpus)
-    contexts = models.family_class(experiment.model.family).contexts
-    wanted = [
-        (system, condition, context)
-        for system in available
-        for condition in conditions(experiment)
-        for context in contexts
-        # the pretrained model was made for 30 s; whether the fine-tuned one still works there, clean speech shows
-        if (context == "full") == (system == "pretrained" and "full" in contexts) or (system != "pretrained" and condition == "clean")
-    ]
+    heard = {c.name: conditions.prepare(c.name, cuts, experiment.seed, corpus=corpus, noise=noise) for c in wanted}
+    have = {e.name: e for e in load(folder)}
+    todo = [(system, heard[c.name], context) for system in available for c in wanted for context in _contexts(system, c.kind == "clean")]
     found = []
-    total = len(cuts) * len(wanted)
     # tqdm.std: text that a terminal, a notebook and a papermill log all show; its widget is blank offline
-    with tqdm(total=total, unit="clip", disable=not progress) as bar:
-        for system, condition, context in wanted:
-            bar.set_description(f"{system}, {condition}, {context} context")
-            folder, sha256 = available[system]
-            known = have.get(f"{system}--{condition}--{context}")
-            if known is None or known.weights_sha256 != sha256 or len(known.rows) != len(cuts):
-                named = {"system": system, "folder": folder, "weights_sha256": sha256}
-                known = evaluate(experiment, cuts, **named, condition=condition, context=context, device=device, progress=bar.update)
-                save(run, known)
+    with tqdm(total=len(cuts) * len(todo), unit="clip", disable=not progress) as bar:
+        for system, clips, context in todo:
+            known = have.get(f"{system.name}--{clips.condition.name}--{context}")
+            timed = settings.latency and clips.condition.kind == "clean" and context == system.contexts[0]
+            if known is None or not _same(known, system, clips, device, experiment.training.precision, timed):
+                bar.set_description(f"{system.name}, {clips.condition.name}, {CONTEXTS.get(context, context)}")
+                bar.total += len(cuts) * timed
+                how: dict[str, Any] = {"context": context, "precision": experiment.training.precision, "device": device}
+                known = evaluate(system, clips, settings, latencies=timed, progress=bar.update, **how)
+                save(folder, known)
             else:
                 bar.total -= len(cuts)
             found.append(known)
+        bar.refresh()
     return found
 
 
-def save(run: Run, evaluation: Evaluation) -> None:
-    """Write an evaluation's table and what it says into the run, and its normalised texts as trn, for those who use sclite."""
-    folder = run.path / "evaluations"
+def _contexts(system: System, clean: bool) -> tuple[str, ...]:
+    """Which are worth measuring: a pretrained model was not made for a short context."""
+    trained = system.name in ("finetuned", "trained")
+    return tuple(c for c in system.contexts if clean and (trained or c != "short")) if clean else system.contexts[:1]
+
+
+def _same(known: Evaluation, system: System, heard: Heard, device: str, precision: str, timed: bool) -> bool:
+    kept = (known.weights_sha256, known.heard_sha256, known.how)
+    return kept == (system.sha256, heard.sha256, {"device": device, "precision": precision}) and (known.timed is not None or not timed)
+
+
+def save(folder: Path, evaluation: Evaluation) -> None:
+    """Write an evaluation's table and what it says, and its normalised texts as trn, for those who use sclite."""
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / f"{evaluation.name}.parquet", evaluation.rows.to_parquet(index=False))
     scores = evaluation.scores(evaluation.normaliser.split()[0])
     for kind, texts in (("ref", scores.references), ("hyp", scores.hypotheses)):
         lines = utterances.trn(list(evaluation.rows.id), texts, scores.speakers)
         write_atomic(folder / f"{evaluation.name}.{kind}.trn", lines.encode())
     meta = {k: v for k, v in vars(evaluation).items() if k != "rows"}
-    write_atomic(folder / f"{evaluation.name}.json", json.dumps(meta, indent=1).encode())
+    write_atomic(folder / f"{evaluation.name}.json", json.dumps(meta, indent=1, ensure_ascii=False).encode())
 
 
-def load(run: Run) -> list[Evaluation]:
-    """All evaluations of a run, by name."""
+def load(folder: Path) -> list[Evaluation]:
+    """All evaluations of a folder, by name; those of an older version of the lab are left out, and measured anew when asked for."""
     found = []
-    for path in sorted((run.path / "evaluations").glob("*.json")):
-        found.append(Evaluation(**json.loads(path.read_text()), rows=pd.read_parquet(path.with_suffix(".parquet"))))
+    for path in sorted(folder.glob("*--*--*.json")):
+        meta = json.loads(path.read_text("utf-8"))
+        if set(meta) == set(Evaluation.__dataclass_fields__) - {"rows"}:
+            found.append(Evaluation(**meta, rows=pd.read_parquet(path.with_suffix(".parquet"))))
     return found
 
 
 def kept(name: str) -> Path:
-    """The table of one of a run's evaluations.
+    """The table of an evaluation.
 
     Args:
-        name: ``RUN`` for its trained system on clean speech, in short context where it has that; ``RUN:system--condition--context``
-            for another.
+        name: ``RUN`` for its trained system on clean speech in its usual context; ``RUN:system--condition--context`` for another.
+            Instead of a run, a folder of evaluations.
 
     Raises:
         InputError: if there is no such run, or it holds no such evaluation; those that it holds are listed.
     """
-    id_, _, wanted = name.partition(":")
-    run = find(id_)
-    names = sorted(path.stem for path in (run.path / "evaluations").glob("*.json"))
+    place, _, wanted = name.partition(":")
+    folder = Path(place) if next(Path(place).glob("*--*--*.json"), None) else find(place).path / "evaluations"
+    names = sorted(path.stem for path in folder.glob("*--*--*.json"))
     if not wanted:
-        trained = [n for n in names if not n.startswith("pretrained") and "--clean--" in n]
-        wanted = next((n for n in trained if n.endswith("--short")), trained[0] if trained else "")
+        clean = [n for n in names if "--clean--" in n]
+        trained = [n for n in clean if not n.startswith("pretrained")] or clean
+        wanted = next((n for n in trained if n.endswith(("--silence", "--clip"))), trained[0] if trained else "")
     if wanted not in names:
         raise InputError(
-            f"Run {run.id} holds no such evaluation.",
+            f"{place} holds no such evaluation.",
             got=wanted or "nothing evaluated",
             expected=", ".join(names) or "an evaluation",
-            do=did_you_mean(wanted, names) if names else f"speechlab evaluate {run.id}",
+            do=did_you_mean(wanted, names) if names else f"speechlab evaluate {place}",
         )
-    return run.path / "evaluations" / f"{wanted}.parquet"
-
-
-def summary(evaluations: list[Evaluation], experiment: Experiment) -> pd.DataFrame:
-    """One row an evaluation: rates raw and normalised, counts, interval, RTF.
-
-    Returns:
-        system, condition, context, label, clips, words, wer, low, high (fractions; 95 % over utterances:
-        these speakers), cer, wer_raw, cer_raw, substitutions, deletions, insertions, fallbacks, rtf, warning.
-    """
-    rows = []
-    for e in evaluations:
-        normal, raw = e.scores(experiment.evaluation.normaliser), e.scores("raw")
-        interval = normal.interval(resamples=experiment.evaluation.resamples, seed=experiment.seed)
-        speakers = normal.interval(resamples=experiment.evaluation.resamples, seed=experiment.seed, by="speaker")
-        rows.append(
-            {
-                "system": e.system,
-                "condition": e.condition,
-                "context": e.context,
-                "label": e.label,
-                "clips": len(e.rows),
-                "words": normal.words,
-                "wer": normal.wer,
-                "low": interval.low,
-                "high": interval.high,
-                "cer": normal.cer,
-                "wer_raw": raw.wer,
-                "cer_raw": raw.cer,
-                "substitutions": normal.substitutions,
-                "deletions": normal.deletions,
-                "insertions": normal.insertions,
-                "fallbacks": e.fallbacks,
-                "rtf": e.rtf,
-                "warning": speakers.warning,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def differences(evaluations: list[Evaluation], experiment: Experiment) -> pd.DataFrame:
-    """Fine-tuned minus pretrained on the same clips, by condition and context, in points of WER; no rows without both.
-
-    Returns:
-        condition, context, points, low, high (95 %, paired, these speakers), p, p_by, warning.
-    """
-    name = experiment.evaluation.normaliser
-    before = {e.condition: e.scores(name) for e in evaluations if e.system == "pretrained"}
-    rows = []
-    for e in evaluations:
-        if e.system == "pretrained" or e.condition not in before:
-            continue
-        d: Difference = compare(before[e.condition], e.scores(name), experiment.evaluation.resamples, experiment.seed)
-        rows.append(
-            {
-                "condition": e.condition,
-                "context": e.context,
-                "points": d.points,
-                "low": d.low,
-                "high": d.high,
-                "p": d.p,
-                "p_by": d.p_by,
-                "warning": d.p_warning,
-            }
-        )
-    return pd.DataFrame(rows, columns=["condition", "context", "points", "low", "high", "p", "p_by", "warning"])
-
-
-def side_by_side(evaluations: list[Evaluation], name: str) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The clean clips that a run's systems got wrong, worst first.
-
-    Args:
-        evaluations: Of a run.
-        name: Of the normaliser.
-
-    Returns:
-        id, duration, reference, after (normalised texts) and errors_after, and before and errors_before where there is a
-        pretrained system; and what the text columns are called.
-    """
-    clean = [e for e in evaluations if e.condition == "clean"]
-    before = next((e for e in clean if e.system == "pretrained"), None)
-    after = next(e for e in clean if e.system != "pretrained" or len(clean) == 1)
-    b = after.scores(name)
-    columns = {"id": after.rows.id, "duration": after.rows.duration, "reference": b.references, "after": b.hypotheses}
-    columns |= {"errors_before": 0 * b.errors_U, "errors_after": b.errors_U}
-    named = {"after": after.label}
-    if before is not None:
-        a = before.scores(name)
-        columns |= {"before": a.hypotheses, "errors_before": a.errors_U}
-        named = {"before": before.label, "after": after.label}
-    table = pd.DataFrame(columns)
-    wrong = table[(table.errors_before > 0) | (table.errors_after > 0)]
-    return wrong.sort_values(["errors_after", "errors_before", "id"], ascending=[False, False, True]).reset_index(drop=True), named
+    return folder / f"{wanted}.parquet"

@@ -108,20 +108,6 @@ def babble(noise_N: Wave) -> Effect:
                   lambda wave, x, seed: effects.background(wave, noise_N, x))  # fmt: skip
 
 
-def crowd(waves: Sequence[Wave]) -> Wave:
-    """Clips laid over each other, each at the same active level and repeated to the longest: voices from the next room.
-
-    Raises:
-        InputError: if there are none, or one is silent.
-    """
-    if not waves:
-        raise InputError("A crowd needs voices.", got="none", expected="one clip or more")
-    size = max(len(wave) for wave in waves)
-    together = np.sum([np.resize(wave / math.sqrt(audio.active_power(wave)), size) for wave in waves], axis=0)
-    quiet: Wave = (0.5 * together / np.abs(together).max()).astype(np.float32)
-    return quiet
-
-
 def pick(corpus: Corpus, clip: str = "") -> Any:
     """A clip's cut by its id.
 

@@ -22,9 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from speechlab import config as configs
+from speechlab import evaluation
 from speechlab.errors import InputError, did_you_mean
 from speechlab.runs import Run, write_atomic
 from speechlab.units import Seconds, clock
@@ -35,6 +34,7 @@ UNSAFE = ("text/markdown", "text/latex", "text/vnd.mermaid")
 
 
 NOTEBOOKS = ("03_train.ipynb", "04_evaluate.ipynb")
+IOPUB = 60  # seconds for a cell's last output to arrive; papermill's four are too few on a machine that does other things
 STOP_GRACE: Seconds = 90.0  # for a driver to save and end when the report is given up
 
 
@@ -81,7 +81,7 @@ def costs(run: Run) -> list[str]:
     clips = int(steps.clips.sum()) if len(steps) else 0
     seconds = float(steps.step_seconds.sum()) if len(steps) else 0.0
     validation = sum(e["seconds"] for e in events if e["kind"] == "validation")
-    decoding = sum(pd.read_parquet(p, columns=["seconds"]).seconds.sum() for p in (run.path / "evaluations").glob("*.parquet"))
+    decoding = sum(e.rows.seconds.sum() + e.rows.latency.sum() for e in evaluation.load(run.path / "evaluations"))
     lines = [f"training steps  {clock(seconds)}, {clips / seconds:.1f} clips a second" if seconds else "training steps  none"]
     lines.append(f"validation      {clock(validation)}")
     if starts:
@@ -133,6 +133,7 @@ def execute(
             cwd=None if cwd is None else str(cwd),
             progress_bar=progress,
             start_timeout=120,
+            iopub_timeout=IOPUB,
         )
     except PapermillExecutionError as e:
         raise NotebookError(

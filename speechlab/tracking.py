@@ -10,15 +10,20 @@ Not covered yet: the registry, system metrics, dataset inputs, decimation for ML
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from speechlab import config as configs
+from speechlab import fetch
 from speechlab.config import Experiment
+from speechlab.errors import InputError
 from speechlab.runs import Event, Run, write_atomic
 from speechlab.units import Seconds
 
@@ -32,6 +37,43 @@ STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "inte
 def uri_for(run: Run) -> str:
     """The tracking URI of a run: the config's, or SQLite beside the runs."""
     return run.config.tracking.uri or f"sqlite:///{run.path.parent / 'mlflow.db'}"
+
+
+def model(name: str, uri: str | None = None) -> Path:
+    """A registered model's folder of weights, downloaded into the cache where it is not on this machine.
+
+    Args:
+        name: ``models:/name@alias`` or ``models:/name/version``.
+        uri: Tracking URI of its registry; None is SQLite beside the runs.
+
+    Raises:
+        InputError: if the registry has no such model, or it holds no folder of weights.
+    """
+    client = _client(uri or f"sqlite:///{configs.reports() / 'mlflow.db'}")
+    found = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/([0-9]+))", name)
+    if not found:
+        raise InputError("A registered model is not named like this.", got=name, expected="models:/name@alias or models:/name/version")
+    title, alias, version = found.groups()
+    import mlflow
+
+    try:
+        about = client.get_model_version_by_alias(title, alias) if alias else client.get_model_version(title, version)
+        where = client.get_model_version_download_uri(title, about.version)
+        folder = Path(
+            mlflow.artifacts.download_artifacts(where, dst_path=str(_kept(title, about.version)), tracking_uri=client.tracking_uri)
+        )
+    except Exception as e:  # MLflow raises several kinds
+        raise InputError("The registered model cannot be had.", got=f"{name}: {str(e)[:300]}", expected="a model of the registry") from None
+    held = sorted(path.parent for path in folder.rglob("model.safetensors"))
+    if not held:
+        raise InputError("The registered model holds no weights that can be loaded.", got=name, expected="a folder with model.safetensors")
+    return held[0]
+
+
+def _kept(title: str, version: str) -> Path:
+    place = fetch.cache() / "registered" / hashlib.sha256(title.encode()).hexdigest()[:12] / str(version)
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 def catch_up(run: Run) -> int:

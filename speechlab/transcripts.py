@@ -25,6 +25,7 @@ from speechlab import batches, corpora, decoding
 from speechlab.errors import InputError, did_you_mean
 from speechlab.scoring import score
 from speechlab.text import Normaliser, normaliser_for
+from speechlab.units import Seconds
 
 SCORES = ("nats", "margin", "cer")
 
@@ -34,7 +35,7 @@ def check(
     cuts: Sequence[Any],
     language: str,
     *,
-    batch_size: int = 16,
+    seconds: Seconds = decoding.BATCH,
     precision: str = "bf16",
     device: str = "cpu",
     by: str = "nats",
@@ -46,7 +47,7 @@ def check(
         model: A :class:`speechlab.models.Model`; one without ``likelihoods`` leaves the ranking to the error rate.
         cuts: lhotse cuts of at most 30 s.
         language: BCP-47; English is normalised by ``english``, others by ``basic``.
-        batch_size: Clips heard together; for the hypotheses in 30 s of context, which an untrained model needs.
+        seconds: Audio heard together.
         precision: ``fp32`` or ``bf16`` autocast.
         device: Where the model is.
         by: What ranks: ``nats``, ``margin`` or ``cer``.
@@ -68,7 +69,9 @@ def check(
     by_id = {cut.id: cut for cut in cuts}
     rows: list[dict[str, Any]] = []
     rules = normaliser_for(language)
-    for part in decoding.decode(model, cuts, context="full", batch_size=batch_size, precision=precision, device=device):
+    for part in decoding.decode(model, cuts, seconds=seconds, precision=precision, device=device):
+        if broken := [d.problem for d in part if d.problem]:
+            raise InputError(broken[0])
         texts = [(d.reference, d.hypothesis) for d in part]
         doubts = _doubts(model, [by_id[d.id] for d in part], texts, precision, device)
         rows += [{**asdict(d), "nats": nats, "margin": margin} for d, (nats, margin) in zip(part, doubts, strict=True)]
@@ -101,7 +104,7 @@ def _doubts(model: Any, cuts: list[Any], texts: list[tuple[str, str]], precision
     if not hasattr(model, "likelihoods"):
         return [(math.nan, math.nan)] * len(cuts)
     # in short context, at a tenth of the cost: what is forced upon a model cannot run away
-    batch = batches.collate([(cut.id, "", corpora.load_audio(cut)) for cut in cuts], None, decoding.MARGIN).to(torch.device(device))
+    batch = batches.collate([(cut.id, "", corpora.load_audio(cut)) for cut in cuts]).to(torch.device(device))
     candidates = [[spelling(text) for text in column] for column in zip(*texts, strict=True) for spelling in SPELLINGS]
     training = model.training
     model.eval()

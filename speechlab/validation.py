@@ -8,6 +8,7 @@ from typing import Any
 
 from speechlab import audio, corpora, decoding, scoring
 from speechlab.config import Experiment
+from speechlab.errors import InputError
 from speechlab.runs import Event, Run, write_atomic
 from speechlab.text import normaliser
 from speechlab.world import World
@@ -21,7 +22,7 @@ def validate(experiment: Experiment, model: Any, corpus: corpora.Corpus, run: Ru
     Args:
         experiment: Batch size, precision and normaliser are used.
         model: On the worker's device.
-        corpus: Its dev split is decoded, in short context.
+        corpus: Its dev split is decoded, in the model's usual context.
         run: Gets the sound of the clips that are shown.
         world: This worker.
         step: Steps done, for the event.
@@ -35,11 +36,13 @@ def validate(experiment: Experiment, model: Any, corpus: corpora.Corpus, run: Ru
     answers = decoding.decode(
         model,
         cuts[world.rank :: world.size],
-        batch_size=experiment.evaluation.batch_size,
+        seconds=experiment.evaluation.batch_seconds,
         precision=experiment.training.precision,
         device=world.device,
     )
     rows = sorted(world.gather([row for batch in answers for row in batch]), key=lambda r: r.id)
+    if broken := [row for row in rows if row.problem]:
+        raise InputError(broken[0].problem)
     scores = scoring.score([r.reference for r in rows], [r.hypothesis for r in rows], normaliser(experiment.evaluation.normaliser))
     shown = sorted(cuts, key=lambda c: hashlib.sha256(c.id.encode()).digest())[:SAMPLES]
     heard = {r.id: r.hypothesis for r in rows}

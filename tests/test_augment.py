@@ -117,6 +117,37 @@ def test_speed_agrees_with_another_resampler(waves, factor, up, down):
         assert decibels(np.sum(np.abs(theirs) ** 2) / np.sum(np.abs(late - theirs) ** 2)) < 20  # one sample late is seen
 
 
+def envelope(wave: np.ndarray, hop: int = 16) -> np.ndarray:
+    """Loudness over time, a value a millisecond, without its mean."""
+    power = (wave[: len(wave) // hop * hop].reshape(-1, hop).astype(np.float64) ** 2).mean(axis=1)
+    smooth = np.log(np.convolve(np.sqrt(power), np.hanning(31) / 15, "same") + 1e-4)
+    return smooth - smooth.mean()
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.8, 1.25, 1.7, 2.0])
+def test_tempo_moves_duration_alone(waves, factor):
+    tone = (0.5 * np.sin(2 * np.pi * 440 * np.arange(32_000) / 16_000)).astype(np.float32)
+    for change, hertz in ((effects.tempo, 440), (effects.speed, 440 * factor)):
+        out = change(tone, factor)
+        assert len(out) == round(32_000 / factor)
+        peak = np.abs(np.fft.rfft(out * np.hanning(len(out)))).argmax() * 16_000 / len(out)
+        assert peak == pytest.approx(hertz, abs=2)
+    for wave in waves:
+        out = effects.tempo(wave, factor)
+        assert len(out) == effects.sped(len(wave), factor) and out.dtype == np.float32
+        assert audio.active_power(out) == pytest.approx(audio.active_power(wave), rel=0.25)
+        now, before = envelope(out), envelope(wave)
+        before = np.interp(np.linspace(0, len(before) - 1, len(now)), np.arange(len(before)), before)
+        assert abs(lag(before, now)) <= 40  # ms: it is in its place
+        if len(wave) > 16_000:
+            assert abs(lag(before, np.pad(now, (100, 0)))) > 40
+    for n in (1, 100, 700):
+        assert len(effects.tempo(waves[0][:n], factor)) == effects.sped(n, factor)
+    assert not effects.tempo(np.zeros(5000, np.float32), factor).any()
+    with pytest.raises(InputError, match="at that tempo"):
+        effects.tempo(tone, 2.1)
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.1, 0.1), (0.2, 0.8), (0.5, 0.52), (1.2, 1.3)])
 def test_rooms_have_the_reverberation_time_on_their_label(low, high):
     rooms = [effects.make_room(1, i, low, high) for i in range(1 if high > 1 else 5)]
@@ -184,6 +215,13 @@ def test_background_is_repeated_from_where_it_begins(waves):
         augment.background(waves[0], short, float("nan"))
 
 
+def test_a_stretch_of_noise_is_never_silent():
+    recording = np.concatenate([np.zeros(50, np.float32), np.arange(1, 6, dtype=np.float32)])
+    assert np.array_equal(effects.stretch(recording, 7, at=50 / 55), [1, 2, 3, 4, 5, 0, 0])
+    assert np.array_equal(effects.stretch(recording, 3), [5, 0, 0])  # the loudest, where there would be nothing
+    assert np.array_equal(effects.stretch(recording[-2:], 5, at=0.5), [5, 4, 5, 4, 5])
+
+
 def test_gain_and_clipping(waves):
     wave = waves[1]
     assert decibels(np.mean(augment.gain(wave, -7.5).astype(np.float64) ** 2) / np.mean(wave.astype(np.float64) ** 2)) == pytest.approx(
@@ -227,6 +265,28 @@ def test_telephone_is_g711_at_8_khz(waves):
         assert spectrum[above].sum() < 1e-5 * spectrum.sum() < (np.abs(np.fft.rfft(wave)) ** 2)[above].sum()
 
 
+def test_gsm_is_that_of_another_decoder(waves, tmp_path):
+    import av
+    import soxr
+
+    for wave in waves:
+        out = effects.gsm(wave)
+        assert out.shape == wave.shape and out.dtype == np.float32
+        assert abs(lag(wave, out)) <= 1
+        assert 3 < decibels(np.sum(wave**2) / np.sum((wave - out) ** 2)) < 25
+        narrow = audio.quantise(soxr.resample(wave, 16_000, 8_000))
+        soundfile.write(tmp_path / "gsm.wav", narrow, 8_000, subtype="GSM610")
+        with av.open(str(tmp_path / "gsm.wav")) as file:
+            assert file.streams.audio[0].codec_context.name == "gsm_ms"
+            heard = np.concatenate([f.to_ndarray().reshape(-1) for f in file.decode(audio=0)]).astype(np.float32) / 32768
+        theirs = soxr.resample(heard, 8_000, 16_000)[: len(wave)]
+        assert np.abs(theirs - out[: len(theirs)]).max() < 1e-3 < np.abs(augment.code(wave, "telephone") - out).max()
+        above = np.fft.rfftfreq(len(out), 1 / 16_000) > 4200
+        spectrum = np.abs(np.fft.rfft(out)) ** 2
+        assert spectrum[above].sum() < 1e-4 * spectrum.sum()
+    assert all(len(effects.gsm(waves[0][:n])) == n for n in (1, 2, 319, 321))
+
+
 def test_codecs_refuse(waves):
     with pytest.raises(InputError, match="Unknown codec"):
         augment.code(waves[0], "gsm")  # type: ignore[arg-type]
@@ -241,7 +301,8 @@ def test_codecs_and_rooms_give_the_same_bits_in_another_process(waves, tmp_path)
         "pyroomacoustics.constants.set('num_threads', 3)\n"
         "for kind, rate in (('mp3', 32_000), ('opus', 16_000), ('telephone', None)):\n"
         "    print(hashlib.sha256(augment.code(wave, kind, rate).tobytes()).hexdigest())\n"
-        "print(hashlib.sha256(effects.make_room(1, 4, 0.3, 0.5).rir_N.tobytes()).hexdigest())"
+        "for out in (effects.gsm(wave), effects.tempo(wave, 0.8), effects.make_room(1, 4, 0.3, 0.5).rir_N):\n"
+        "    print(hashlib.sha256(out.tobytes()).hexdigest())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "wave.npy"],
@@ -252,7 +313,7 @@ def test_codecs_and_rooms_give_the_same_bits_in_another_process(waves, tmp_path)
         check=True,
     )
     here = [augment.code(waves[2], kind, rate) for kind, rate in (("mp3", 32_000), ("opus", 16_000), ("telephone", None))]
-    here.append(effects.make_room(1, 4, 0.3, 0.5).rir_N)
+    here += [effects.gsm(waves[2]), effects.tempo(waves[2], 0.8), effects.make_room(1, 4, 0.3, 0.5).rir_N]
     assert done.stdout.split() == [hashlib.sha256(x.tobytes()).hexdigest() for x in here]
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from speechlab import budget, config, models, training
+from speechlab import budget, config, memory, models, training
 from speechlab.batches import Clips
 from speechlab.errors import InputError
 from speechlab.runs import Run
@@ -55,7 +55,7 @@ def test_what_was_found_is_kept_for_device_model_and_precision(probed, monkeypat
 def test_the_room_is_shared_by_workers_and_a_reserve_stays_free(probed, monkeypatch):
     model, clips, plan, _ = probed
     monkeypatch.setattr(budget, "_peak", lambda model, batch, *a: 1e9 + 30e7 * len(batch.ids))  # 10 MB a second of 30
-    monkeypatch.setattr(budget, "_free", lambda device: 4e9)
+    monkeypatch.setattr(memory, "free", lambda device: 4e9)
     moments = budget.MOMENTS * sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert budget.find(experiment(), model, clips, plan, "cpu").seconds == pytest.approx((0.85 * 4e9 - 1e9 - moments) / 1e7)
     assert budget.find(experiment(), model, clips, plan, "cpu", workers=2).seconds == pytest.approx((0.85 * 2e9 - 1e9 - moments) / 1e7)
@@ -67,7 +67,7 @@ def test_a_run_keeps_its_budget_whatever_the_memory_is_later(probed, monkeypatch
     model, clips, plan, run = probed
     found = budget.of_run(run, model, clips, plan, "cpu")
     budget.keep(run, found)
-    monkeypatch.setattr(budget, "_free", lambda device: 1.0)
+    monkeypatch.setattr(memory, "free", lambda device: 1.0)
     assert budget.of_run(run, model, clips, plan, "cpu") == found
     assert json.loads((run.path / "budget.json").read_text())["seconds"] == found.seconds
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from speechlab import audio, config, effects, listen, plots, report, vad
+from speechlab import audio, babble, config, effects, listen, plots, report, vad
 from speechlab.augment import Augmenter
 from speechlab.corpora import load_audio
 from speechlab.errors import InputError
@@ -129,13 +129,13 @@ def test_every_strength_can_be_heard(wave, effect):
 
 def test_a_crowd_is_all_of_its_voices(prompts, wave):
     others = [load_audio(other) for other in list(prompts.cuts["train"])[:3]]
-    together = listen.crowd(others)
+    together = babble.crowd(others)
     assert len(together) == max(map(len, others)) and np.abs(together).max() == pytest.approx(0.5)
     for other in others:
         voice = np.resize(other, len(together))
         assert np.corrcoef(together, voice)[0, 1] > 0.3
     with pytest.raises(InputError, match="voices"):
-        listen.crowd([])
+        babble.crowd([])
 
 
 def test_a_clip_is_picked_by_id(prompts, cut):

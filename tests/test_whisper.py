@@ -338,7 +338,11 @@ def test_shared_silence_comes_closer_to_30_s_than_a_short_context(real, prompts)
     short = real.transcribe(batch, context="short", fallback=False)
     assert all(h.ended and h.context < 30 for h in silence)
     assert sum(h.ended for h in short) <= 5  # negative control: what silence is for
-    assert sum(a.text == b.text for a, b in zip(full, silence, strict=True)) >= 7
+
+    def differing(found: list[Hypothesis]) -> int:
+        return score([h.text for h in full], [h.text for h in found], normaliser("english")).errors
+
+    assert differing(silence) <= 2 < 20 < differing(short)
 
 
 def test_decoding_leaves_the_mode_and_the_settings_alone(small, small_whisper, four):

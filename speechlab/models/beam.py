@@ -3,7 +3,7 @@
 What is looked for is the transcript W with the highest ``log P_ctc(W) + lm_weight * log10 P_lm(W) + word_score * words``, where P_ctc
 sums over all alignments that are in the beam (flashlight's log-add, not its maximum) and the logarithm of the language model is
 to base 10, as KenLM gives it, so that weights published for torchaudio or fairseq mean the same here. With a beam of 1 and no
-language model that is the greedy transcript.
+language model that is the greedy transcript, except where a frame's two likeliest labels are exactly equal.
 
 With a lexicon the model knows words, and nothing but words it knows is written. Without one it knows the labels of the CTC
 model, and any word can be written. A word's spelling ends with the delimiter, for which the end of a clip counts as well: else

@@ -175,10 +175,10 @@ class Inference:
         over = torch.zeros(clips, dtype=torch.bool, device=device)
         inputs_BL, at = torch.tensor([list(prompt)] * clips, device=device), 0
         for n in range(room):
-            scores_BV = self._scores(inputs_BL, at, caches, cross, mask_B11F) + (banned if n else banned_first)
+            scores_BV = self._scores(inputs_BL, at, caches, cross, mask_B11F) + (banned if n else banned_first).to(self.dtype)
             at += inputs_BL.shape[1]
             best_B = scores_BV.argmax(-1)
-            chosen_B = scores_BV.gather(1, best_B[:, None])[:, 0] - scores_BV.logsumexp(-1)
+            chosen_B = torch.softmax(scores_BV, -1, dtype=torch.float32).gather(1, best_B[:, None])[:, 0].log()
             written = torch.where(over, torch.full_like(best_B, end), best_B)
             found[live, n], nats[live, n] = written, torch.where(over, torch.zeros_like(chosen_B), chosen_B)
             over = over | (written == end) | (n + 1 >= limits[live])
@@ -194,7 +194,7 @@ class Inference:
         return [_row(ids, logs, limit, end) for ids, logs, limit in zip(found.tolist(), nats.tolist(), rooms, strict=True)]
 
     def _scores(self, inputs_BL: Tensor, at: int, caches: list[Any], cross: list[Any], mask_B11F: Tensor) -> Tensor:
-        """Scores of the token after the last, (B, V), float32; keys and values of the inputs go into the caches."""
+        """Scores of the token after the last, (B, V); keys and values of the inputs go into the caches."""
         x_BLD = self._tokens[inputs_BL] + self._token_positions[at : at + inputs_BL.shape[1]]
         until = at + inputs_BL.shape[1]
         several = inputs_BL.shape[1] > 1
@@ -210,7 +210,7 @@ class Inference:
             (q,) = self._split(nn.functional.linear(self._normed(x_BLD, layer.cross.norm), *layer.cross.query), 1)
             x_BLD = x_BLD + self._joined(_attend(q, cross_k, cross_v, mask_B11F, True), layer.cross.out)
             x_BLD = self._fed_forward(x_BLD, layer)
-        scores_BV: Tensor = nn.functional.linear(self._normed(x_BLD[:, -1], self._decoder_norm), self._tokens).float()
+        scores_BV: Tensor = nn.functional.linear(self._normed(x_BLD[:, -1], self._decoder_norm), self._tokens)
         return scores_BV
 
     # -- silence --------------------------------------------------------------------------------

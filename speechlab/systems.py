@@ -1,0 +1,129 @@
+"""What can be evaluated, by name: a run, a registered model, weights by path, short name or hub id.
+
+Notable: one function behind the command line and the notebooks, :func:`measure`; a run's tables stay in the run, those of
+models that no run of the lab has made in a folder of their own.
+
+Not covered: hypotheses from elsewhere, which are compared (:mod:`speechlab.utterances`), not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from speechlab import config as configs
+from speechlab import corpora, evaluation, models, runs, tracking
+from speechlab.config import Experiment
+from speechlab.errors import InputError, did_you_mean
+from speechlab.evaluation import Evaluation, System
+from speechlab.models import weights
+
+REGISTERED = "models:/"  # how MLflow names a registered model
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Evaluations, and what they were made with.
+
+    Attributes:
+        name: Of the run, or of the folder.
+        folder: That holds the tables.
+        evaluations: By system, then condition.
+        experiment: The config behind them.
+        corpus: Whose test clips were decoded.
+    """
+
+    name: str
+    folder: Path
+    evaluations: list[Evaluation] = field(repr=False)
+    experiment: Experiment = field(repr=False)
+    corpus: corpora.Corpus = field(repr=False)
+
+
+def measure(
+    names: Sequence[str],
+    config: str | Path = "configs/quickstart.yaml",
+    overrides: Sequence[str] = (),
+    conditions: Sequence[str] = (),
+    out: str | Path | None = None,
+    *,
+    progress: bool = True,
+) -> Measured:
+    """Evaluate systems by their names; what was measured before is not measured again.
+
+    Args:
+        names: As for :func:`resolve`. One run alone is evaluated before and after its training, on its own corpus.
+        config: Says on which corpus and how several, or any that is no run, are evaluated.
+        overrides: ``section.key=value`` texts for it.
+        conditions: Names; none are the config's.
+        out: Folder of the tables; none is a new one under ``reports/evaluations``.
+        progress: Whether to show progress bars.
+
+    Raises:
+        InputError: if a name is not known, or as for :func:`speechlab.evaluation.evaluate_all`.
+    """
+    if len(names) == 1 and (run := _run(names[0])):
+        corpus = corpora.configured(run.config.corpus)
+        done = evaluation.evaluate_run(run, conditions, progress=progress)
+        return Measured(run.id, run.path / "evaluations", done, run.config, corpus)
+    experiment = configs.load(config, list(overrides))
+    found = [resolve(name, experiment.corpus.language) for name in names]
+    if twice := [s.name for s in found if [t.name for t in found].count(s.name) > 1]:
+        raise InputError("A system is named twice.", got=twice[0], expected="each once")
+    corpus = corpora.configured(experiment.corpus)
+    folder = Path(out) if out else configs.reports() / "evaluations" / time.strftime("%Y%m%d-%H%M%S")
+    done = evaluation.evaluate_all(found, corpus, experiment, folder, conditions, progress=progress)
+    return Measured(folder.name, folder, done, experiment, corpus)
+
+
+def resolve(name: str, language: str) -> System:
+    """A system by its name.
+
+    Args:
+        name: ``RUN`` (its best checkpoint) or ``RUN:pretrained``; ``models:/name@alias`` or ``models:/name/version`` of the registry;
+            or weights as in ``model.weights`` of a config, after ``family:`` where neither name nor folder tells it.
+        language: Of the speech.
+
+    Raises:
+        InputError: if nothing of that name is known, or it cannot be used.
+        speechlab.fetch.FetchError: if the weights cannot be had.
+    """
+    if name.startswith(REGISTERED):
+        folder = tracking.model(name)
+        found = weights.resolve(_family(name, folder), str(folder))
+        return System(_plain(name.removeprefix(REGISTERED)), _family(name, folder), str(found.path), found.sha256, language, name)
+    place, _, which = name.partition(":")
+    if run := _run(place):
+        available = evaluation.systems(run)
+        which = which or next(reversed(available), "")
+        if which not in available:
+            raise InputError(f"Run {run.id} has no such system.", got=which or "none yet", do=did_you_mean(which, available))
+        return replace(available[which], name=_plain(run.id if which != "pretrained" else f"{run.id}.pretrained"), language=language)
+    family, _, wanted = name.partition(":") if place in models.FAMILIES else (None, "", name)
+    kind = family or _family(wanted, Path(wanted))
+    found = weights.resolve(kind, wanted)
+    return System(_plain(wanted), kind, str(found.path), found.sha256, language, f"{found.name}, {found.source}")
+
+
+def _run(name: str) -> runs.Run | None:
+    """The run of that name, if there is one."""
+    known = name == "latest" or (configs.reports() / name / "config.yaml").is_file() or (Path(name) / "config.yaml").is_file()
+    return runs.find(name) if known else None
+
+
+def _family(name: str, folder: Path) -> str:
+    """What the folder says, else what the name tells, else Whisper."""
+    try:
+        kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        kind = None
+    return kind if kind in models.FAMILIES else next((family for family in models.FAMILIES if family in name), "whisper")
+
+
+def _plain(name: str) -> str:
+    """A name that is safe in a file's."""
+    return re.sub(r"-{2,}", "-", re.sub(r"[^A-Za-z0-9._-]+", ".", name.strip("/"))).strip(".-")[-80:] or "system"
