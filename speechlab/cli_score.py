@@ -19,10 +19,11 @@ from speechlab.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from speechlab.comparison import Difference
+    from speechlab.comparison import Difference, Families
+    from speechlab.pairs import Pair
     from speechlab.scoring import Scores
     from speechlab.statistics import By, Interval
-    from speechlab.utterances import Joined, Texts
+    from speechlab.utterances import Joined
 
 app = typer.Typer()
 EXITS = {"OK": 0, "REGRESSED": 1, "INCONCLUSIVE": 3}
@@ -89,9 +90,9 @@ def score(
     to: Annotated[Path | None, typer.Option("--out", help="folder for utterances.parquet, scores.json, ref.trn and hyp.trn")] = None,
 ) -> None:
     """Word and character errors of any system's output, with intervals."""
-    from speechlab import utterances
+    from speechlab import pairs, utterances
 
-    joined = _joined(utterances.read(reference, "reference"), hypothesis, missing, extra)
+    joined = pairs.joined(utterances.read(reference, "reference"), hypothesis, missing, extra)
     normal, raw = _scores(joined, normaliser), _scores(joined, "raw")
     _report_joined(joined)
     table = Table("", normal.normaliser.split()[0], "raw")
@@ -115,7 +116,10 @@ def score(
 
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(help="the system in use: a run, RUN:system--condition--context, or a file of hypotheses")],
+    a: Annotated[
+        str,
+        typer.Argument(help="the system in use: a run, RUN:system--condition--context, or a file; several trainings separated by commas"),
+    ],
     b: Annotated[str, typer.Argument(help="the new one, likewise")],
     reference: Annotated[Path | None, typer.Option(help="what was said, for files that do not hold it")] = None,
     margin: Annotated[float, typer.Option(help="points of WER that the new system may be worse")] = 0.5,
@@ -128,55 +132,27 @@ def compare(
     extra: ExtraOption = "refuse",
 ) -> None:
     """Is the new system worse? OK (exit 0), REGRESSED (1) or INCONCLUSIVE (3), from the interval of the paired difference."""
-    from speechlab import comparison, utterances
+    from speechlab import comparison, pairs, utterances
 
     if by not in (None, "speaker", "utterance"):
         raise InputError("Unknown unit to resample.", got=by, expected="speaker or utterance")
-    given = utterances.read(reference, "reference") if reference else None
-    ids, scores = None, []
-    for name in (a, b):
-        joined = _system(name, given, missing, extra)
-        if ids is not None and set(ids) != set(joined.ids):
-            differ = sorted(set(ids) ^ set(joined.ids))
-            raise InputError("The two systems were not given the same utterances.", got=utterances.some(differ), expected="the same ids")
-        joined = joined if ids is None else utterances.ordered(joined, ids)
-        ids = joined.ids
-        scores.append(_scores(joined, normaliser))
-    difference = comparison.compare(scores[0], scores[1])
-    _report_difference(scores[0], scores[1], difference)
+    both = pairs.pair(a, b, reference, normaliser, missing, extra)
+    for each in both.joined:
+        _report_joined(each)
+    difference = both.difference()
+    _report_difference(both, difference)
     if by_stratum is not None:
         labels = utterances.read(by_stratum, "stratum")
-        lost = [key for key in ids or () if key not in labels.texts]
+        lost = [key for key in both.ids if key not in labels.texts]
         if lost:
             raise InputError(f"{len(lost)} utterances have no stratum.", got=utterances.some(lost), expected=f"each in {by_stratum}")
-        _report_strata(comparison.strata(scores[0], scores[1], [labels.texts[key] for key in ids or ()]))
+        _report_strata(comparison.strata(both.a[0], both.b[0], [labels.texts[key] for key in both.ids]))
     verdict = comparison.judge(difference, margin, by)  # type: ignore[arg-type]
     out.print(verdict.text, markup=False)
     raise SystemExit(EXITS[verdict.kind])
 
 
 # -- where texts come from ----------------------------------------------------------------------
-
-
-def _system(name: str, reference: Texts | None, missing: str, extra: str) -> Joined:
-    """The texts of a file of hypotheses, or of what a run's evaluation kept."""
-    from speechlab import evaluation, utterances
-
-    path = Path(name)
-    if not path.is_file():
-        path = evaluation.kept(name)
-    if reference is None and path.suffix != ".parquet":
-        raise InputError("A file of hypotheses says nothing of what was said.", got=name, expected="--reference FILE")
-    return _joined(reference or utterances.read(path, "reference"), path, missing, extra)
-
-
-def _joined(reference: Texts, hypothesis: Path, missing: str, extra: str) -> Joined:
-    from speechlab import utterances
-
-    if missing not in ("refuse", "deleted", "leave") or extra not in ("refuse", "leave"):
-        got = f"--missing {missing} --extra {extra}"
-        raise InputError("Unknown policy.", got=got, expected="--missing refuse, deleted or leave; --extra refuse or leave")
-    return utterances.join(reference, utterances.read(hypothesis, "hypothesis"), missing, extra)  # type: ignore[arg-type]
 
 
 def _scores(joined: Joined, name: str) -> Scores:
@@ -213,16 +189,25 @@ def _report_joined(joined: Joined) -> None:
         out.print(f"{len(joined.extra)} hypotheses had no reference and were left out: {some(joined.extra)}", markup=False)
 
 
-def _report_difference(a: Scores, b: Scores, d: Difference) -> None:
-    out.print(f"a: {a}", markup=False)
-    out.print(f"b: {b}", markup=False)
+def _report_difference(both: Pair, d: Difference | Families) -> None:
+    from speechlab.comparison import Difference
+
+    for side, names, scores in (("a", both.names_a, both.a), ("b", both.names_b, both.b)):
+        for name, each in zip(names, scores, strict=True):
+            out.print(f"{side}: {name}: {each}" if len(scores) > 1 else f"{side}: {each}", markup=False)
     table = Table("b minus a", "", "")
     table.add_row("difference, points", f"{d.points:+.2f}", "")
-    for interval in (d.interval, d.speaker_interval):
+    spans = (d.interval, d.speaker_interval) if isinstance(d, Difference) else (d.interval, d.speaker_interval, d.trainings)
+    for interval in spans:
         table.add_row(f"95 %, {interval.scope}", _span(interval), interval.warning)
     table.add_row(f"sign-flip over {d.p_by}s", f"p = {d.p:.3g}", d.p_warning)
-    table.add_row("MAPSSWE", f"p = {d.mapsswe.p:.3g}", f"z = {-d.mapsswe.z:.2f} over {d.mapsswe.segments} segments, taken as independent")
-    table.add_row("paired t-test", f"p = {d.p_t:.3g}", "of utterances' rates, taken as independent")
+    if isinstance(d, Difference):
+        table.add_row(
+            "MAPSSWE", f"p = {d.mapsswe.p:.3g}", f"z = {-d.mapsswe.z:.2f} over {d.mapsswe.segments} segments, taken as independent"
+        )
+        table.add_row("paired t-test", f"p = {d.p_t:.3g}", "of utterances' rates, taken as independent")
+    else:
+        table.add_row("Welch's test over trainings", "–" if d.p_trainings != d.p_trainings else f"p = {d.p_trainings:.3g}", "")
     out.print(table)
 
 

@@ -11,6 +11,7 @@ Not covered: searches for weights other than on a grid; emissions on disk.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import time
 from collections.abc import Sequence
@@ -21,11 +22,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from speechlab import ngram
 from speechlab.batches import Batch
+from speechlab.config import SearchConfig
 from speechlab.decoding import Decoded, decode
 from speechlab.errors import InputError
 from speechlab.models import Hypothesis, ctc
-from speechlab.models.beam import Beam, LogProbs, Search, log_probs
+from speechlab.models.beam import Beam, Search, log_probs, sentences
+from speechlab.models.ctc import LogProbs
 from speechlab.progress import track
 from speechlab.scoring import Scores, score
 from speechlab.text import Normaliser
@@ -78,6 +82,41 @@ def emissions(model: Any, cuts: Sequence[Any], limit: Bytes = LIMIT, **how: Any)
     decoded = itertools.chain.from_iterable(decode(keeper, cuts, **how))
     clips = tuple(clip for clip in track(decoded, "emissions", len(cuts)) if not clip.problem)
     return Emissions(clips, tuple(keeper.kept))
+
+
+def searcher(vocabulary: ctc.Vocabulary, config: SearchConfig, texts: Sequence[str]) -> ctc.Searcher:
+    """What a config's search makes of a clip's log-probabilities.
+
+    Args:
+        vocabulary: Of the model.
+        config: The search.
+        texts: Training transcripts, which a language model is counted from where the config names none.
+
+    Raises:
+        InputError: if the language model cannot be used with this vocabulary.
+    """
+    if config.file:
+        language_model = ngram.read(config.file, words=dict.fromkeys(word for text in sentences(texts) for word in text.split()))
+    else:
+        language_model = ngram.train(sentences(texts, None if config.lexicon else vocabulary), config.order)
+    beam, how = Beam(vocabulary, language_model, config.lexicon), Search(config.beam, config.lm_weight, config.word_score)
+
+    def found(log_probs_FV: LogProbs) -> tuple[str, float]:
+        heard = beam.decode(log_probs_FV, how)
+        return heard.text, heard.confidence
+
+    return found
+
+
+def identity(config: SearchConfig, texts: Sequence[str]) -> str:
+    """What identifies a search, to keep beside a WER: its settings, and a hash of the language model's file or texts.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    source = ngram.read(config.file).sha256 if config.file else hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()
+    weights = f"beam {config.beam}, lm_weight {config.lm_weight:g}, word_score {config.word_score:g}"
+    return f"{weights}, {config.order}-grams of {'words' if config.lexicon else 'labels'}, {source[:12]}"
 
 
 def scored(kept: Emissions, beam: Beam, search: Search, normaliser: Normaliser) -> Scores:
@@ -155,14 +194,13 @@ class _Keeper:
                 expected="wav2vec2 or conformer, trained on transcripts",
             )  # fmt: skip
         self._model, self._limit = model, limit
-        self._logits = model.encode if hasattr(model, "encode") else model.logits
         self.kept: list[LogProbs] = []
         self.training, self.train, self.eval = model.training, model.train, model.eval
 
     @torch.inference_mode()
     def transcribe(self, batch: Batch, *, context: str | None = None) -> list[Hypothesis]:
         """The batch's greedy transcripts; a CTC model has one context."""
-        logits_BFV, frames = self._logits(batch)
+        logits_BFV, frames = self._model.logits(batch)
         self.kept += [clip_FV.astype(np.float16) for clip_FV in log_probs(logits_BFV, frames)]
         if (size := sum(clip_FV.nbytes for clip_FV in self.kept)) > self._limit:
             raise InputError(

@@ -14,10 +14,34 @@ from typing import Any
 
 import pandas as pd
 
-from speechlab import conditions
-from speechlab.comparison import Difference, compare
+from speechlab import conditions, latency
+from speechlab.comparison import Difference, Families, compare
 from speechlab.config import EvaluationConfig
 from speechlab.evaluation import Evaluation
+from speechlab.pairs import Pair
+from speechlab.statistics import Interval
+
+BUDGETS = (0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # seconds
+HEADS = {
+    "label": "system",
+    "condition": "condition",
+    "clips": "clips",
+    "words": "words",
+    "wer": "WER",
+    "low": "from",
+    "high": "to",
+    "cer": "CER",
+    "wer_raw": "raw WER",
+    "cer_raw": "raw CER",
+    "substitutions": "S",
+    "deletions": "D",
+    "insertions": "I",
+    "invented": "invented words a minute",
+}
+PERCENT = ("WER", "from", "to", "CER", "raw WER", "raw CER", "in time", "WER of those in time", "deadline-WER")
+FORMATS = dict.fromkeys(PERCENT, "{:.2f} %")
+FORMATS |= dict.fromkeys(("p50 ms", "p95 ms", "p99 ms", "budget ms"), "{:.0f}")
+FORMATS |= {"invented words a minute": "{:.1f}", "RTFx": "{:.1f}", "memory GB": "{:.2f}"}
 
 
 def summary(evaluations: Sequence[Evaluation], settings: EvaluationConfig, seed: int = 0) -> pd.DataFrame:
@@ -83,6 +107,39 @@ def usual(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop_duplicates(["system", "condition"]).reset_index(drop=True)
 
 
+def rates(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of :func:`summary` to be read, with :data:`FORMATS` for their numbers."""
+    percent = ["wer", "low", "high", "cer", "wer_raw", "cer_raw"]
+    shown = table.assign(**{name: 100 * table[name] for name in percent})
+    return shown[list(HEADS)].rename(columns=HEADS)
+
+
+def speeds(table: pd.DataFrame) -> pd.DataFrame:
+    """How fast each system was, the rows of :func:`summary` on clean speech; latencies in ms, memory in GB."""
+    clean = table[table.kind == "clean"]
+    milliseconds = {f"{name} ms": 1000 * clean[name] for name in ("p50", "p95", "p99")}
+    about = {"system": clean.label, "clips": clean.clips, "RTFx": clean.rtfx, **milliseconds}
+    return pd.DataFrame({**about, "memory GB": clean.memory / 1e9, "once more at 30 s": clean.fallbacks})
+
+
+def deadlines(evaluation: Evaluation, settings: EvaluationConfig, seed: int = 0) -> pd.DataFrame:
+    """Coverage and error rates over :data:`BUDGETS`, of an evaluation whose clips were decoded one by one too.
+
+    Returns:
+        As :func:`speechlab.latency.deadline_curve`.
+    """
+    timed = evaluation.rows.latency.notna().to_numpy()
+    scores = evaluation.scores(settings.normaliser).only(timed.nonzero()[0])
+    return latency.deadline_curve(scores, evaluation.rows.latency[timed].to_numpy(), BUDGETS, settings.resamples, seed)
+
+
+def waiting(table: pd.DataFrame) -> pd.DataFrame:
+    """A few rows of :func:`deadlines` to be read, in ms and percent."""
+    rows = table[table.budget.isin([0.05, 0.1, 0.2, 0.5, 1.0])]
+    shares = {"in time": rows.coverage, "WER of those in time": rows.met_wer, "deadline-WER": rows.wer, "from": rows.low, "to": rows.high}
+    return pd.DataFrame({"budget ms": 1000 * rows.budget, **{name: 100 * values for name, values in shares.items()}})
+
+
 def by_condition(table: pd.DataFrame) -> pd.DataFrame:
     """Conditions by systems: each cell ``WER % [low, high]``, or words invented a minute where nothing was said.
 
@@ -141,6 +198,49 @@ def differences(evaluations: Sequence[Evaluation], settings: EvaluationConfig, s
         about: dict[str, Any] = {"system": e.system, "condition": e.condition, "context": e.context}
         rows.append(about | {"points": d.points, "low": d.low, "high": d.high, "p": d.p, "p_by": d.p_by, "warning": d.p_warning})
     return pd.DataFrame(rows, columns=["system", "condition", "context", "points", "low", "high", "p", "p_by", "warning"])
+
+
+def of_pair(both: Pair) -> pd.DataFrame:
+    """A row a training: which, its WER with an interval over utterances, CER, and counts; percent, with :data:`FORMATS`."""
+    rows = []
+    for side, names, scores in (("a", both.names_a, both.a), ("b", both.names_b, both.b)):
+        for name, s in zip(names, scores, strict=True):
+            interval = s.interval()
+            rates = {"WER": 100 * s.wer, "from": 100 * interval.low, "to": 100 * interval.high, "CER": 100 * s.cer}
+            rows.append({"": side, "system": name, "words": s.words, **rates, "S": s.substitutions, "D": s.deletions, "I": s.insertions})
+    return pd.DataFrame(rows)
+
+
+def tests(found: Difference | Families) -> pd.DataFrame:
+    """What a difference's intervals and tests say, a row each: what, value, p, about."""
+
+    def ends(interval: Interval) -> str:
+        return "–" if math.isnan(interval.low) else f"{interval.low:+.2f} to {interval.high:+.2f}"
+
+    spans = [found.interval, found.speaker_interval, *([found.trainings] if isinstance(found, Families) else [])]
+    rows: list[dict[str, Any]] = [{"what": "difference, points", "value": f"{found.points:+.2f}"}]
+    rows += [{"what": f"95 %, {i.scope}", "value": ends(i), "about": i.warning or f"{i.units} {i.by}s, {i.method}"} for i in spans]
+    rows.append({"what": f"sign-flip over {found.p_by}s", "p": found.p, "about": found.p_warning})
+    if isinstance(found, Families):
+        rows.append({"what": "Welch's test over trainings", "p": found.p_trainings})
+    else:
+        m = found.mapsswe
+        rows.append({"what": "MAPSSWE", "value": f"z = {-m.z:.2f}", "p": m.p, "about": f"{m.segments} segments, taken as independent"})
+        rows.append({"what": "paired t-test", "p": found.p_t, "about": "of utterances' rates, taken as independent"})
+    return pd.DataFrame(rows, columns=["what", "value", "p", "about"])
+
+
+def readable_strata(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of :func:`speechlab.comparison.strata` in words: no rates where there are few utterances."""
+    rows = []
+    for r in table.to_dict("records"):
+        few = r["low"] != r["low"]
+        rates = {"WER a": 100 * r["wer_a"], "WER b": 100 * r["wer_b"]}
+        shown = {name: "–" if few else f"{value:.2f} %" for name, value in rates.items()}
+        span = "–" if few else f"{r['points']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]"
+        ps = {name: "–" if few else f"{r[key]:.3g}" for name, key in (("p", "p"), ("p (Holm)", "p_holm"))}
+        rows.append({"stratum": r["stratum"], "utterances": r["utterances"], "words": r["words"], **shown, "b minus a": span, **ps})
+    return pd.DataFrame(rows)
 
 
 def side_by_side(evaluations: Sequence[Evaluation], name: str, condition: str = "clean") -> tuple[pd.DataFrame, dict[str, str]]:

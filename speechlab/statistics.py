@@ -24,17 +24,18 @@ from numpy.typing import NDArray
 
 from speechlab.errors import InputError, did_you_mean
 
-By = Literal["utterance", "speaker"]
+By = Literal["utterance", "speaker", "training"]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-SCOPES = {"utterance": "these speakers", "speaker": "new speakers"}  # what an interval speaks of, by what is resampled
+SCOPES = {"utterance": "these speakers", "speaker": "new speakers", "training": "new trainings"}  # of an interval, by what varies
 # units from which a percentile bootstrap covers what it claims; with fewer it is too narrow (of 40 speakers 92.8 %), Student's t is not
 ENOUGH = {"utterance": 30, "speaker": 100}
 FEW = 20  # units under which the width itself is uncertain
 EXACT = 12  # up to so many units all 2^12 sign patterns are enumerated
 FLIPS = 10_000  # sign patterns drawn where there are more units
 BLOCK = 2**22  # random numbers held at a time (32 MiB as int64)
+SEEDS = 3  # trainings of a family under which its seeds say little
 GOOD = 2  # words right in both systems that end a segment of MAPSSWE, as in NIST's sc_stats
 
 
@@ -46,9 +47,9 @@ class Interval:
         low: Lower end, in the unit of what it belongs to (a fraction for a rate, points for a difference); ``nan`` if it cannot be had.
         high: Upper end, likewise.
         level: Nominal coverage, such as 0.95.
-        by: What varies: ``utterance`` or ``speaker``.
+        by: What varies: ``utterance``, ``speaker``, or ``training`` (with another seed).
         units: How many of them there are.
-        method: ``bootstrap``, or ``cluster-t`` where units are few.
+        method: ``bootstrap``, ``cluster-t`` where units are few, or ``welch`` between trainings.
         warning: Why it is missing or should be read with care; empty if neither.
     """
 
@@ -62,7 +63,7 @@ class Interval:
 
     @property
     def scope(self) -> str:
-        """Whom it speaks of: ``these speakers`` or ``new speakers``."""
+        """Whom it speaks of: ``these speakers``, ``new speakers`` or ``new trainings``."""
         return SCOPES[self.by]
 
 
@@ -89,8 +90,8 @@ def ratio_interval(
     Raises:
         InputError: if an argument is out of range.
     """
-    if by not in SCOPES:
-        raise InputError("Unknown unit to resample.", got=by, expected="utterance or speaker", do=did_you_mean(str(by), SCOPES))
+    if by not in ENOUGH:
+        raise InputError("Unknown unit to resample.", got=by, expected="utterance or speaker", do=did_you_mean(str(by), ENOUGH))
     if resamples < 1 or not 0 < level < 1:
         got, expected = f"resamples={resamples}, level={level}", "resamples >= 1, 0 < level < 1"
         raise InputError("No interval can be drawn like this.", got=got, expected=expected, do="for example 1000 and 0.95")
@@ -246,6 +247,30 @@ def paired_t(rates_a: Floats, rates_b: Floats) -> float:
     if len(differences) < 2 or np.ptp(differences) < 1e-12:  # all differ by the same: t is infinite
         return 1.0 if len(differences) < 2 or abs(differences[0]) < 1e-12 else 0.0
     return float(scipy.stats.ttest_rel(rates_a, rates_b).pvalue)
+
+
+def welch(rates_a: Sequence[float], rates_b: Sequence[float], level: float = 0.95) -> tuple[Interval, float]:
+    """Interval of the difference of two families' mean rates, b minus a, over their trainings, and its p (Welch, 1947).
+
+    Args:
+        rates_a: One of each training, on the same clips.
+        rates_b: Likewise; their number may differ.
+        level: Nominal coverage.
+
+    Returns:
+        The interval in the unit of the rates, and the two-sided p; ``nan`` with a warning where a family has one training.
+    """
+    units = min(len(rates_a), len(rates_b))
+    if units < 2:
+        few = "a family has one training: how much trainings differ, and so this interval, cannot be had"
+        return Interval(math.nan, math.nan, level, "training", units, "none", few), math.nan
+    warning = f"{units} trainings of a family: under {SEEDS} say little of what another seed would do" if units < SEEDS else ""
+    difference = float(np.mean(rates_b) - np.mean(rates_a))
+    if np.ptp(rates_a) == np.ptp(rates_b) == 0:  # equal trainings, which vary in nothing
+        return Interval(difference, difference, level, "training", units, "welch", warning), float(difference == 0)
+    test = scipy.stats.ttest_ind(rates_b, rates_a, equal_var=False)
+    ends = test.confidence_interval(level)
+    return Interval(float(ends.low), float(ends.high), level, "training", units, "welch", warning), float(test.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -73,3 +75,21 @@ def need_sctk() -> None:
 def assert_complete(e) -> None:
     for part in ("got:", "expected:", "do:"):
         assert part in str(e.value), str(e.value)
+
+
+def sclite(refs: list[str], hyps: list[str], folder) -> dict[str, int]:
+    """Sums that NIST sclite prints; an empty hypothesis keeps its line, for a missing one would be dropped silently."""
+    for name, texts in (("ref", refs), ("hyp", hyps)):
+        (folder / name).write_text("".join(f"{text} (s{i % 5}-u{i:05d})\n" for i, text in enumerate(texts)))
+    return sums("ref", "hyp", folder)
+
+
+def sums(ref: str, hyp: str, folder) -> dict[str, int]:
+    """Sums that NIST sclite prints for two trn files of a folder."""
+    need_sctk()
+    command = ["sctk", "sclite", "-r", ref, "trn", "-h", hyp, "trn", "-i", "spu_id", "-s", "-o", "rsum", "stdout"]
+    out = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+    row = re.search(r"\| Sum +\|([^|]*)\|([^|]*)\|", out)
+    assert row, out
+    keys = ["utterances", "words", "hits", "substitutions", "deletions", "insertions", "errors"]
+    return dict(zip(keys, map(int, (row[1] + row[2]).split()), strict=False))

@@ -207,7 +207,7 @@ def test_so_it_is_of_a_model_and_real_clips_in_a_batch(prompts, texts, tmp_path,
     cuts = sorted(prompts.cuts["test"], key=lambda c: (c.duration, c.id))[20:100:10]
     batch = collate([(c.id, c.supervisions[0].text, corpora.load_audio(c)) for c in cuts])
     with torch.inference_mode():
-        logits_BFV, frames = model.encode(batch)
+        logits_BFV, frames = model.logits(batch)
     found = log_probs(logits_BFV, frames)
     assert [f.shape for f in found] == [(count, len(model.vocabulary)) for count in frames]
     assert all(np.allclose(np.exp(f).sum(1), 1, atol=1e-5) and f.dtype == np.float32 for f in found)

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechlab import statistics
-from speechlab.comparison import compare, judge, strata
+from speechlab.comparison import compare, families, judge, sides, strata
 from speechlab.errors import InputError
-from speechlab.scoring import score
+from speechlab.scoring import Scores, score
 from speechlab.text import normaliser
 
 
@@ -246,3 +246,53 @@ def test_sign_flip_over_speakers_keeps_its_false_alarms():
             alarms[by] += compare(made(words, base, speakers), made(words, better, speakers), resamples=2, seed=trial).p <= 0.05
     assert 2 <= 100 * alarms["speaker"] / trials <= 8
     assert 100 * alarms["utterance"] / trials > 15  # negative control: utterances of a speaker are not independent
+
+
+# --- families ---
+
+
+def trained(scores: Scores, seed: int, changed: int) -> Scores:
+    """Another training of the same system: some utterances come out otherwise."""
+    rng = np.random.default_rng(seed)
+    words = [h.split() for h in scores.hypotheses]
+    for i in rng.integers(0, len(words), changed):
+        words[i] = words[i][:-1]
+    return score(list(scores.references), [" ".join(w) for w in words], RAW, list(scores.speakers or ()) or None)
+
+
+def test_families_are_compared_by_their_means():
+    worse, better = two_systems(speakers=25, utterances=200)
+    a, b = [trained(worse, i, 8) for i in range(3)], [trained(better, 10 + i, 8) for i in range(4)]
+    found = families(a, b)
+    assert found.rates_a == tuple(s.wer for s in a) and len(found.rates_b) == 4
+    assert found.points == pytest.approx(100 * (np.mean(found.rates_b) - np.mean(found.rates_a)))
+    for interval in (found.interval, found.speaker_interval, found.trainings):
+        assert interval.low < found.points < interval.high
+    assert found.trainings.by == "training" and found.trainings.units == 3
+    # the whole numbers behind the paired interval are the means' differences
+    mean_U = np.mean([s.errors_U for s in b], axis=0) - np.mean([s.errors_U for s in a], axis=0)
+    assert found.points == pytest.approx(100 * mean_U.sum() / a[0].words)
+    assert judge(found, 0.5).kind == "OK"
+    assert judge(families(b, a), 0.5).kind == "REGRESSED"
+
+
+def test_the_verdict_of_families_is_the_more_cautious():
+    worse, better = two_systems(speakers=25, utterances=200)
+    one = families([worse], [better])
+    assert judge(compare(worse, better), 0.5).kind == "OK"
+    assert judge(one, 0.5).kind == "INCONCLUSIVE" and "one training" in judge(one, 0.5).text
+    wild = [trained(better, i, changed) for i, changed in enumerate((0, 0, 450))]  # one of three trainings went wrong
+    unsure = families([worse] * 3, wild)
+    assert unsure.interval.high < 0 < unsure.trainings.high  # on average better on these utterances, of these trainings
+    verdict = judge(unsure, 0.5)
+    assert verdict.kind == "INCONCLUSIVE" and "new trainings" in verdict.text and "trainings of each" in verdict.text
+    with pytest.raises(InputError, match="no training"):
+        families([], [worse])
+
+
+def test_sides_are_where_two_systems_part():
+    a = score(["a b", "c d", "e f"], ["a b", "c", "x y"], RAW)
+    b = score(["a b", "c d", "e f"], ["a", "c d", "x y"], RAW)
+    table = sides(a, b, ["u", "v", "w"])
+    assert list(table.id) == ["u", "v"] and list(table.change) == [1, -1]
+    assert list(table.a) == ["a b", "c"] and list(table.b) == ["a", "c d"]

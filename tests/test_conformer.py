@@ -127,9 +127,9 @@ def test_a_clip_is_the_same_alone_and_in_a_batch(model, four, masked):
     if masked:
         masks = tuple(Masks(int(s * 100) + 1, ((0.1, 0.3),), ((5, 20),)) for s in four.seconds)
         four = Batch(four.ids, four.texts, four.wave_BN, four.seconds, four.context, masks)
-    together_BFV, frames = model.encode(four)
+    together_BFV, frames = model.logits(four)
     for i, count in enumerate(frames):
-        own_BFV, own_frames = model.encode(alone(four, i))
+        own_BFV, own_frames = model.logits(alone(four, i))
         assert own_frames == [count] == [own_BFV.shape[1]]
         assert (own_BFV[0] - together_BFV[i, :count]).abs().max() < 1e-4 < own_BFV.std() / 100
 
@@ -145,8 +145,8 @@ def test_it_would_not_be_if_padding_were_let_in(model, four, where, monkeypatch)
     else:
         plain = getattr(conformer, f"_{where}")
         monkeypatch.setattr(conformer, f"_{where}", lambda module, x, own: plain(module, x, torch.ones_like(own)))
-    together_BFV, frames = model.encode(four)
-    own_BFV, _ = model.encode(alone(four, 1))
+    together_BFV, frames = model.logits(four)
+    own_BFV, _ = model.logits(alone(four, 1))
     assert (own_BFV[0] - together_BFV[1, : frames[1]]).abs().max() > 1e-3
 
 
@@ -178,7 +178,7 @@ def test_loss_gradients_and_transcripts_do_not_depend_on_the_batch(model, four):
 @pytest.mark.parametrize("samples", [400, 639, 640, 641, 1279, 1280, 2560, 16_000, 16_001, 48_123])
 def test_frames_are_a_function_of_samples(model, samples):
     wave = np.random.default_rng(0).normal(0, 0.1, samples).astype("float32")
-    logits_BFV, frames = model.encode(collate([("x", "", wave)]))
+    logits_BFV, frames = model.logits(collate([("x", "", wave)]))
     assert frames == [logits_BFV.shape[1]] == [1 + samples // 640]
     assert conformer.FRAMES_PER_SECOND == 25
 
@@ -200,13 +200,13 @@ def test_a_clip_shorter_than_a_window_spoils_no_batch(model, four, samples):
 def test_masks_reach_the_clip_that_has_them(model, four):
     masks = (None, Masks(int(four.seconds[1] * 100), ((0.0, 0.5),), ((0, 10),)), None, None)
     masked = Batch(four.ids, four.texts, four.wave_BN, four.seconds, four.context, masks)
-    plain_BFV, frames = model.encode(four)
-    found_BFV, _ = model.encode(masked)
+    plain_BFV, frames = model.logits(four)
+    found_BFV, _ = model.logits(masked)
     assert [torch.equal(plain_BFV[i, :n], found_BFV[i, :n]) for i, n in enumerate(frames)] == [True, False, True, True]
     feats_BTM, _ = model.front_end(four.wave_BN, four.samples_B)
     heard = []
     handle = model.net["subsampling"].register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
-    model.encode(masked)
+    model.logits(masked)
     handle.remove()
     assert torch.equal(heard[0], mask(feats_BTM.transpose(1, 2), masks))
 

@@ -253,3 +253,41 @@ def test_double_letters_stay(tmp_path):
     assert vocabulary.decode(ids) == "hello"
     trap = [label for label, _ in itertools.groupby(label for label in path if label != 0)]
     assert vocabulary.decode(trap) == "helo"  # negative control: blanks first, and a letter is lost
+
+
+# --- transcripts and how sure they are ---
+
+
+def peaked(vocabulary: ctc.Vocabulary, path: list[tuple[int, float]]) -> torch.Tensor:
+    """Scores in which each frame's label has a probability, and the others share the rest."""
+    rows = []
+    for label, probability in path:
+        row = torch.full((len(vocabulary),), (1 - probability) / (len(vocabulary) - 1))
+        row[label] = probability
+        rows.append(row.log())
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("kind", ["characters", "bpe"])
+def test_a_word_is_as_sure_as_its_labels(kind, tmp_path):
+    texts = ["the cat sat on the mat", "a cat and a hat", "that is that", "he sat at the hat"]
+    vocabulary = ctc.make_vocabulary(VocabularyConfig(kind=kind, size=24), texts, tmp_path)
+    (ids,) = vocabulary.encode(["the cat"])
+    sure = [0.5 + 0.05 * i for i in range(len(ids))]
+    # each label lasts two frames, of which the surer one counts, and a blank stands between
+    path = [frame for label, p in zip(ids, sure, strict=True) for frame in ((label, p - 0.1), (label, p), (vocabulary.blank, 0.9))]
+    logits_BFV = peaked(vocabulary, path)[None]
+    (heard,) = ctc.transcripts(logits_BFV, [len(path)], [1.0], vocabulary)
+    assert heard.text == "the cat"
+    if kind == "characters":
+        border = ids.index(vocabulary.encode(["a b"])[0][1])  # the delimiter belongs to neither
+        words = sure[:border], sure[border + 1 :]
+    else:
+        border = next(i for i in range(1, len(ids)) if vocabulary.begins_word(ids[i]))
+        words = sure[:border], sure[border:]
+    assert heard.confidences == pytest.approx([math.prod(word) for word in words], rel=1e-5)
+    assert heard.confidences != pytest.approx([math.prod(word) ** 0.5 for word in words], rel=1e-2)  # negative control
+    (found,) = ctc.transcripts(logits_BFV, [len(path)], [1.0], vocabulary, lambda log_probs_FV: (f"{len(log_probs_FV)} frames", 0.25))
+    assert (found.text, found.confidences) == (f"{len(path)} frames", (0.25, 0.25))
+    (nothing,) = ctc.transcripts(peaked(vocabulary, [(vocabulary.blank, 0.9)])[None], [1], [1.0], vocabulary)
+    assert (nothing.text, nothing.confidences, nothing.ended) == ("", (), True)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import subprocess
 
 import jiwer
 import pytest
-from counts import RAW, assert_complete, fuzz, need_sctk
+from counts import RAW, assert_complete, fuzz, sclite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -105,19 +104,6 @@ def test_frozen():
         scores.normaliser = "other"
     with pytest.raises(ValueError, match="read-only"):
         scores.hits_U[0] = 7
-
-
-def sclite(refs: list[str], hyps: list[str], folder) -> dict[str, int]:
-    """Sums that NIST sclite prints; an empty hypothesis keeps its line, for a missing one would be dropped silently."""
-    need_sctk()
-    for name, texts in (("ref", refs), ("hyp", hyps)):
-        (folder / name).write_text("".join(f"{text} (s{i % 5}-u{i:05d})\n" for i, text in enumerate(texts)))
-    command = ["sctk", "sclite", "-r", "ref", "trn", "-h", "hyp", "trn", "-i", "spu_id", "-s", "-o", "rsum", "stdout"]
-    out = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
-    row = re.search(r"\| Sum +\|([^|]*)\|([^|]*)\|", out)
-    assert row, out
-    keys = ["utterances", "words", "hits", "substitutions", "deletions", "insertions", "errors"]
-    return dict(zip(keys, map(int, (row[1] + row[2]).split()), strict=False))
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.1, 0.25])

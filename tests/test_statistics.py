@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from speechlab import statistics
 from speechlab.errors import InputError
 from speechlab.scoring import score
+from speechlab.statistics import welch
 
 
 def test_bootstrap_equals_a_literal_one():
@@ -245,3 +246,28 @@ def test_intervals_cover_what_they_claim():
 def test_utterance_intervals_do_not_cover_new_speakers():
     """Negative control: the proof above can fail, and this is why there are two intervals."""
     assert coverage(300, 100, 8, 0.05, "utterance") < 85
+
+
+# --- trainings ---
+
+
+def test_welch_is_scipys_and_knows_its_limits():
+    a, b = [0.051, 0.049, 0.052, 0.050], [0.045, 0.047, 0.046]
+    interval, p = welch(a, b)
+    theirs = scipy.stats.ttest_ind(b, a, equal_var=False)
+    ends = theirs.confidence_interval(0.95)
+    assert (interval.low, interval.high, p) == pytest.approx((ends.low, ends.high, theirs.pvalue))
+    assert interval.low < np.mean(b) - np.mean(a) < interval.high < 0 and interval.scope == "new trainings" and not interval.warning
+    assert welch(a[:2], b)[0].warning and welch(b, a)[1] == pytest.approx(p)
+    alone, nothing = welch([0.05], b)
+    assert math.isnan(alone.low) and math.isnan(nothing) and "one training" in alone.warning
+    assert welch([0.05] * 3, [0.05] * 3)[1] == 1 and welch([0.05] * 3, [0.04] * 3)[1] == 0
+
+
+def test_seed_noise_alone_raises_few_alarms():
+    """Two families of the same system, three trainings each: 95 % intervals hold zero in about 95 %."""
+    rng = np.random.default_rng(1)
+    missed = [not (i.low <= 0 <= i.high) for i, _ in (welch(*(rng.normal(0.05, 0.001, 3) for _ in "ab")) for _ in range(1000))]
+    assert np.mean(missed) < 0.06
+    certain = [i.high < 0 for i, _ in (welch(rng.normal(0.05, 0.001, 3), rng.normal(0.04, 0.001, 3)) for _ in range(200))]
+    assert np.mean(certain) > 0.9  # negative control: a real difference is seen

@@ -27,6 +27,7 @@ FAMILIES = {
     "wav2vec2": "speechlab.models.wav2vec2:Wav2Vec2",
     "conformer": "speechlab.models.conformer:Conformer",
 }
+CONTEXTS = {"silence": "silence behind it", "short": "short context", "full": "30 s"}  # how they are called beside a system
 
 
 @dataclass(frozen=True)

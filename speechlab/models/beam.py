@@ -32,13 +32,12 @@ from torch import Tensor
 from speechlab import ngram
 from speechlab.errors import InputError
 from speechlab.models import ctc
+from speechlab.models.ctc import LogProbs
 from speechlab.ngram import Ngram
 
 NEVER = -1e4  # nats, of what cannot be: finite, since infinities less one another are no number
 LABELS = 64  # of a frame, the likeliest, that a search looks at: all characters of an alphabet, and of pieces enough
 UNKNOWN = "<unk>"
-
-LogProbs = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,9 @@ class Conformer(nn.Module):
 
     Raises:
         InputError: if the folder is not a conformer's, or the config asks for what this family or these weights do not have.
+
+    Attributes:
+        search: Finds the transcript in log-probabilities; None is greedy.
     """
 
     contexts = ("clip",)
@@ -108,6 +111,7 @@ class Conformer(nn.Module):
             self.net = _network(self.dimensions, len(self.vocabulary), config.shape.dropout if config else 0.0)
         _fill(self.net, _tensors(folder), folder)
         self.front_end = MelEnergies(MELS)
+        self.search: ctc.Searcher | None = None
         self._recompute = False
         if config:
             _check(config, self.dimensions)
@@ -149,24 +153,23 @@ class Conformer(nn.Module):
 
     def loss(self, batch: Batch) -> Loss:
         """CTC loss of the transcripts: see :func:`speechlab.models.ctc.loss`."""
-        logits_BFV, frames = self.encode(batch)
+        logits_BFV, frames = self.logits(batch)
         return ctc.loss(logits_BFV, frames, self.vocabulary.encode(batch.texts), self.vocabulary.blank)
 
     forward = loss  # what DistributedDataParallel calls
 
     @torch.inference_mode()
-    def transcribe(self, batch: Batch, *, fallback: bool = True) -> list[Hypothesis]:
-        """Greedy transcripts.
+    def transcribe(self, batch: Batch, *, context: str | None = None, fallback: bool = True) -> list[Hypothesis]:
+        """Transcripts: greedy, or as :attr:`search` finds them.
 
         Args:
             batch: Transcripts in it are not looked at.
-            fallback: Without effect: a clip is always heard whole.
+            context: Without effect: a clip is always heard whole.
+            fallback: Without effect: a CTC model always comes to its end.
         """
-        logits_BFV, frames = self.encode(batch)
-        rows = ctc.greedy(logits_BFV, frames, self.vocabulary.blank)
-        return [Hypothesis(self.vocabulary.decode(ids), True, s) for ids, s in zip(rows, batch.seconds, strict=True)]
+        return ctc.transcripts(*self.logits(batch), batch.seconds, self.vocabulary, self.search)
 
-    def encode(self, batch: Batch) -> tuple[Tensor, list[int]]:
+    def logits(self, batch: Batch) -> tuple[Tensor, list[int]]:
         """Scores of each label in each frame.
 
         Returns:
@@ -189,6 +192,21 @@ class Conformer(nn.Module):
             else:
                 x_BFD = _layer(layer, x_BFD, own_BF)
         return self.net["head"](x_BFD), frames_B.tolist()
+
+    @torch.inference_mode()
+    def embed(self, batch: Batch) -> Tensor:
+        """What a clip sounds like to the encoder: the mean of its last states over the clip's own frames.
+
+        Args:
+            batch: Transcripts in it are not looked at.
+
+        Returns:
+            (B, D) in float32; what else is in the batch does not matter.
+        """
+        states: list[Tensor] = []
+        with self.net["head"].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0])):
+            _, frames = self.logits(batch)
+        return torch.stack([states_FD[:n].float().mean(0) for states_FD, n in zip(states[0], frames, strict=True)])
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Labels of each transcript."""

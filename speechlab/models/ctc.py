@@ -3,7 +3,7 @@
 The loss is Graves et al. (2006). A text of n labels, r of them equal to the one before, needs n + r frames; where there
 are fewer its loss is infinite, so such a clip is left out of the sum and named (``zero_infinity`` would hide it).
 
-Not covered: beam search and language models.
+Not covered: beam search and language models (:mod:`speechlab.models.beam`).
 """
 
 from __future__ import annotations
@@ -11,18 +11,25 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from speechlab.config import VocabularyConfig
 from speechlab.errors import InputError
-from speechlab.models import Loss
+from speechlab.models import Hypothesis, Loss
+from speechlab.units import Seconds
+
+LogProbs = NDArray[np.floating[Any]]  # (F, V), natural logarithms
+Searcher = Callable[[LogProbs], tuple[str, float]]  # a clip's log-probabilities to its transcript and how sure it is
 
 BLANK = 0  # of vocabularies made here
 DELIMITER = "|"  # between words, as in the vocabularies of Wav2Vec2
@@ -98,6 +105,10 @@ class Vocabulary:
     def count(self, texts: Sequence[str]) -> list[int]:
         """Labels of each transcript."""
         return [len(ids) for ids in self.encode(texts)]
+
+    def begins_word(self, label: int) -> bool:
+        """Whether a label is where a new word begins: a piece with its blank, or the delimiter before."""
+        return str(self._pieces.id_to_piece(label)).startswith("\u2581") if self._pieces else self._labels.get(label) == DELIMITER
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of label ids, blanks and special labels left out."""
@@ -204,3 +215,55 @@ def greedy(logits_BFV: Tensor, frames: Sequence[int], blank: int = BLANK) -> lis
     best_BF = logits_BFV.argmax(-1).cpu()
     rows = [torch.unique_consecutive(row[:count]).tolist() for row, count in zip(best_BF, frames, strict=True)]
     return [[i for i in row if i != blank] for row in rows]
+
+
+def transcripts(
+    logits_BFV: Tensor, frames: Sequence[int], seconds: Sequence[Seconds], vocabulary: Vocabulary, search: Searcher | None = None
+) -> list[Hypothesis]:
+    """What a model heard, from its scores.
+
+    Args:
+        logits_BFV: Scores before softmax.
+        frames: B counts of frames that are not padding.
+        seconds: B durations.
+        vocabulary: Of the model.
+        search: Finds the transcript; None is greedy.
+
+    Returns:
+        One hypothesis a clip. The confidence of a word is the product over its labels of the highest probability that each
+        has in its frames; after a search all words have the transcript's.
+    """
+    log_probs_BFV = logits_BFV.float().log_softmax(-1).cpu()
+    found = []
+    for log_probs_FV, count, duration in zip(log_probs_BFV, frames, seconds, strict=True):
+        if search:
+            text, sure = search(log_probs_FV[:count].numpy())
+            confidences = (sure,) * len(text.split())
+        else:
+            (ids,) = greedy(log_probs_FV[None], [count], vocabulary.blank)
+            text, confidences = vocabulary.decode(ids), _confidences(log_probs_FV[:count], vocabulary)
+            if len(confidences) != len(text.split()):  # labels that are no text
+                mean = math.prod(confidences) ** (1 / max(1, len(confidences)))
+                confidences = (mean,) * len(text.split())
+        found.append(Hypothesis(text, True, duration, confidences))
+    return found
+
+
+def _confidences(log_probs_FV: Tensor, vocabulary: Vocabulary) -> tuple[float, ...]:
+    """Of each word of a greedy transcript."""
+    nats_F, best_F = log_probs_FV.max(-1)
+    words: list[float] = []
+    inside = False
+    for label, run in itertools.groupby(zip(best_F.tolist(), nats_F.tolist(), strict=True), key=lambda frame: frame[0]):
+        if label == vocabulary.blank:
+            continue
+        nats = max(value for _, value in run)
+        if vocabulary.begins_word(label):
+            inside = False
+            if not vocabulary.decode([label]).strip():  # a delimiter alone
+                continue
+        if not inside:
+            words.append(0.0)
+        words[-1] += nats
+        inside = True
+    return tuple(math.exp(value) for value in words)

@@ -95,6 +95,7 @@ class Wav2Vec2(nn.Module):
 
     Attributes:
         vocabulary: None in pretraining.
+        search: Finds the transcript in log-probabilities; None is greedy.
     """
 
     contexts = ("clip",)
@@ -121,6 +122,7 @@ class Wav2Vec2(nn.Module):
         self.net.config.layerdrop = 0.0  # a layer left out would have no gradient, and its worker wait for it
         if self.net.config.feat_extract_norm == "group":
             self._convolutions[0] = OwnFrames(self._convolutions[0])
+        self.search: ctc.Searcher | None = None
         self.front_end = RawWave()
         self._normalise = bool(extractor.do_normalize)
         self.front_end.min_samples = self._least(1 if self.vocabulary else 2)  # a frame needs another to be told from
@@ -206,11 +208,12 @@ class Wav2Vec2(nn.Module):
         return self.net.lm_head(self.net.dropout(self._encode(hidden_BFD, frames))), frames
 
     @torch.inference_mode()
-    def transcribe(self, batch: Batch, *, fallback: bool = True) -> list[Hypothesis]:
-        """Greedy transcripts; of a pretraining model empty ones, so that its WER is 100 % and means nothing.
+    def transcribe(self, batch: Batch, *, context: str | None = None, fallback: bool = True) -> list[Hypothesis]:
+        """Transcripts: greedy, or as :attr:`search` finds them; of a pretraining model empty ones, so that its WER is 100 %.
 
         Args:
             batch: Transcripts in it are not looked at.
+            context: Without effect: a clip is always heard whole.
             fallback: Without effect: a CTC model always comes to its end.
 
         Returns:
@@ -218,8 +221,21 @@ class Wav2Vec2(nn.Module):
         """
         if self.vocabulary is None:
             return [Hypothesis("", True, seconds) for seconds in batch.seconds]
-        best = ctc.greedy(*self.logits(batch), self.vocabulary.blank)
-        return [Hypothesis(self.vocabulary.decode(ids), True, seconds) for ids, seconds in zip(best, batch.seconds, strict=True)]
+        return ctc.transcripts(*self.logits(batch), batch.seconds, self.vocabulary, self.search)
+
+    @torch.inference_mode()
+    def embed(self, batch: Batch) -> Tensor:
+        """What a clip sounds like to the encoder: the mean of its last states over the clip's own frames.
+
+        Args:
+            batch: Transcripts in it are not looked at.
+
+        Returns:
+            (B, D) in float32; what else is in the batch does not matter.
+        """
+        hidden_BFD, _, frames = self._features(batch)
+        states_BFD = self._encode(hidden_BFD, frames)
+        return torch.stack([states_FD[:n].float().mean(0) for states_FD, n in zip(states_BFD, frames, strict=True)])
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Labels of each transcript; in pretraining 1, since the number of masked frames is known only in the step."""

@@ -154,6 +154,26 @@ class Whisper(nn.Module):
                 found[i] = hypothesis
         return found
 
+    @torch.inference_mode()
+    def embed(self, batch: Batch) -> Tensor:
+        """What a clip sounds like to the encoder: the mean of its last states over the clip's own frames.
+
+        Args:
+            batch: Transcripts, context and masks in it are not looked at.
+
+        Returns:
+            (B, D) in float32; what else is in the batch does not matter, as for :meth:`transcribe`.
+        """
+        device = batch.wave_BN.device
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+        if self._inference is None or self._inference.dtype != dtype:
+            self._inference = Inference(adapters.merged(self.net), self.net.config, dtype)
+        own, heard = ([math.ceil(FRAMES_PER_SECOND * (s + margin)) for s in batch.seconds] for margin in (0.0, MARGIN))
+        frames_B = torch.tensor(heard, device=device).clamp(max=ALL_FRAMES)
+        with torch.autocast(device.type, enabled=False):
+            states_BFD = self._inference.encode(batch.wave_BN, frames_B, self.front_end, True)
+        return torch.stack([states_FD[:n].float().mean(0) for states_FD, n in zip(states_BFD, own, strict=True)])
+
     def train(self, mode: bool = True) -> Whisper:
         """As for every module; what was laid out for transcribing is dropped where weights may have changed or may change."""
         if mode or self.training:

@@ -6,6 +6,7 @@ import holoviews as hv
 import numpy as np
 import pandas as pd
 
+from speechlab.models import CONTEXTS
 from speechlab.plots.style import COLOURS, MARKERS, finish, need
 
 
@@ -60,13 +61,14 @@ def error_rates(table: pd.DataFrame) -> hv.Overlay:
 
     Args:
         table: Columns system, condition, context, and wer, low, high as fractions; the order of
-            systems and of conditions is that of the rows.
+            systems and of conditions is that of the rows. Rows without a rate are left out.
 
     Raises:
         InputError: if a column is missing.
     """
     need(table, ["system", "condition", "context", "wer", "low", "high"], "error_rates")
-    rows = table.assign(place=table.condition.astype(str) + ", " + table.context.astype(str))
+    rows = table[table.wer.notna()]
+    rows = rows.assign(place=[", ".join((c, CONTEXTS.get(x, x))) for c, x in zip(rows.condition, rows.context, strict=True)])
     places, systems = list(dict.fromkeys(rows.place)), list(dict.fromkeys(rows.system.astype(str)))
     x, y = hv.Dimension("wer", label="WER", unit="%"), hv.Dimension("at", label=" ")
     tips = [("system", "@system"), ("where", "@place"), ("WER", "@wer{0.00} %"), ("95 % interval", "@low{0.00} to @high{0.00} %")]
