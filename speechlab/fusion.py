@@ -207,6 +207,4 @@ class _Keeper:
                 "There are too many clips to keep what the model writes.", got=f"{size:,} bytes for the first {len(self.kept)} clips",
                 expected=f"at most {self._limit:,}", do="take fewer or shorter ones: a few hundred tell weights apart",
             )  # fmt: skip
-        vocabulary = self._model.vocabulary
-        rows = ctc.greedy(logits_BFV, frames, vocabulary.blank)
-        return [Hypothesis(vocabulary.decode(ids), True, seconds) for ids, seconds in zip(rows, batch.seconds, strict=True)]
+        return ctc.transcripts(logits_BFV, frames, batch.seconds, self._model.vocabulary)

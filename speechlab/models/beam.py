@@ -199,14 +199,19 @@ class Beam:
         if labels < len(self.vocabulary) or holes:
             expected = f"{len(self.vocabulary)} labels, and numbers"
             raise InputError("These are not log-probabilities of this vocabulary.", got=f"{labels} labels, {holes} NaN", expected=expected)
-        if self._trie is None and search.word_score:
+        if not self.spells and search.word_score:
             raise InputError(
                 "Without a lexicon there is no word score.", got=f"word_score {search.word_score:g}", expected="word_score 0",
                 do="search with a lexicon, or leave it out",
             )  # fmt: skip
-        found = self._free(log_probs_FV, search) if self._trie is None else self._known(log_probs_FV, search)
+        found = self._free(log_probs_FV, search) if not self.spells else self._known(log_probs_FV, search)
         scores = np.array([result.score for result in found])
         return Heard(self._words(found[0]), float(1 / np.exp(scores - scores[0]).sum()), float(scores[0]))
+
+    @property
+    def spells(self) -> bool:
+        """Whether there is a lexicon, so that words are counted and a word score can be set."""
+        return self._trie is not None
 
     # -- inside ---------------------------------------------------------------------------------
 
@@ -266,7 +271,7 @@ class Beam:
         return LexiconFreeDecoder(options, self._lm, blank, blank, []).decode(own_FV.ctypes.data, len(own_FV), size)
 
     def _words(self, result: Any) -> tuple[str, ...]:
-        if self._trie is not None:
+        if self.spells:
             return tuple(itertools.chain.from_iterable(self._written[i] for i in result.words if i >= 0))
         path = (label for label, _ in itertools.groupby(result.tokens))
         return tuple(self.vocabulary.decode([i for i in path if i != self.vocabulary.blank]).split())

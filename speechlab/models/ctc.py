@@ -233,37 +233,37 @@ def transcripts(
         One hypothesis a clip. The confidence of a word is the product over its labels of the highest probability that each
         has in its frames; after a search all words have the transcript's.
     """
-    log_probs_BFV = logits_BFV.float().log_softmax(-1).cpu()
+    log_probs_BFV = logits_BFV.float().log_softmax(-1)
+    if search:
+        sought = [search(log_probs_FV[:count].cpu().numpy()) for log_probs_FV, count in zip(log_probs_BFV, frames, strict=True)]
+        return [Hypothesis(text, True, s, (sure,) * len(text.split())) for (text, sure), s in zip(sought, seconds, strict=True)]
+    nats_BF, best_BF = (part.cpu() for part in log_probs_BFV.max(-1))  # on the device: a thirtieth of the scores leaves it, or less
     found = []
-    for log_probs_FV, count, duration in zip(log_probs_BFV, frames, seconds, strict=True):
-        if search:
-            text, sure = search(log_probs_FV[:count].numpy())
-            confidences = (sure,) * len(text.split())
-        else:
-            (ids,) = greedy(log_probs_FV[None], [count], vocabulary.blank)
-            text, confidences = vocabulary.decode(ids), _confidences(log_probs_FV[:count], vocabulary)
-            if len(confidences) != len(text.split()):  # labels that are no text
-                mean = math.prod(confidences) ** (1 / max(1, len(confidences)))
-                confidences = (mean,) * len(text.split())
-        found.append(Hypothesis(text, True, duration, confidences))
+    for nats_F, best_F, count, duration in zip(nats_BF, best_BF, frames, seconds, strict=True):
+        ids, confidences = _greedy(best_F[:count].tolist(), nats_F[:count].tolist(), vocabulary)
+        text = vocabulary.decode(ids)
+        if len(confidences) != len(text.split()):  # labels that are no text
+            confidences = [math.prod(confidences) ** (1 / max(1, len(confidences)))] * len(text.split())
+        found.append(Hypothesis(text, True, duration, tuple(confidences)))
     return found
 
 
-def _confidences(log_probs_FV: Tensor, vocabulary: Vocabulary) -> tuple[float, ...]:
-    """Of each word of a greedy transcript."""
-    nats_F, best_F = log_probs_FV.max(-1)
+def _greedy(best: Sequence[int], nats: Sequence[float], vocabulary: Vocabulary) -> tuple[list[int], list[float]]:
+    """Labels and how sure each word is, of the best label of each frame and its log-probability."""
+    ids: list[int] = []
     words: list[float] = []
     inside = False
-    for label, run in itertools.groupby(zip(best_F.tolist(), nats_F.tolist(), strict=True), key=lambda frame: frame[0]):
+    for label, run in itertools.groupby(zip(best, nats, strict=True), key=lambda frame: frame[0]):
         if label == vocabulary.blank:
             continue
-        nats = max(value for _, value in run)
+        ids.append(label)
+        surest = max(value for _, value in run)
         if vocabulary.begins_word(label):
             inside = False
             if not vocabulary.decode([label]).strip():  # a delimiter alone
                 continue
         if not inside:
             words.append(0.0)
-        words[-1] += nats
+        words[-1] += surest
         inside = True
-    return tuple(math.exp(value) for value in words)
+    return ids, [math.exp(value) for value in words]

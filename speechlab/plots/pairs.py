@@ -57,5 +57,11 @@ def trainings(families: dict[str, tuple[float, ...]]) -> hv.Overlay:
         looks = {"color": COLOURS[i % 4], "marker": MARKERS[i % 4], "size": 11, "tools": ["hover"], "hover_tooltips": tips}
         mean = 100 * float(np.mean(rates))
         layers += [hv.Segments([(i - 0.25, mean, i + 0.25, mean)]).opts(color=COLOURS[i % 4], line_width=2), dots.opts(**looks)]
-    looks = {"xticks": list(enumerate(families)), "xlim": (-0.6, len(families) - 0.4), "xlabel": "", "ylabel": "WER (%)", "show_legend": False}
+    looks = {
+        "xticks": list(enumerate(families)),
+        "xlim": (-0.6, len(families) - 0.4),
+        "xlabel": "",
+        "ylabel": "WER (%)",
+        "show_legend": False,
+    }
     return finish(hv.Overlay(layers).opts(**looks), "WER of each training, and the mean")
