@@ -43,6 +43,7 @@ def evaluate(
     set_: SetOption = None,
     conditions: Annotated[str, typer.Option(help="such as clean,white-5db,gsm; standard is all of the usual ones")] = "",
     to: Annotated[Path | None, typer.Option("--out", help="folder of the tables, for models that are no run")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="processes that decode, for large sets; none is evaluation.workers")] = None,
 ) -> None:
     """Decode test clips under conditions and count errors, with intervals; what was measured before is not measured again.
 
@@ -51,7 +52,7 @@ def evaluate(
     from speechlab import results, runs, systems, tracking
 
     asked = [name.strip() for name in conditions.split(",") if name.strip()]
-    done = systems.measure(names or ["latest"], config, set_ or (), asked, to)
+    done = systems.measure(names or ["latest"], config, set_ or (), asked, to, workers=workers)
     table = results.summary(done.evaluations, done.experiment.evaluation, done.experiment.seed)
     shown = Table("system", "condition", "clips", "WER %", "95 % interval", "S / D / I", "CER %", "raw WER %", "RTFx", "p50, p95 ms")
     for row in table.to_dict("records"):

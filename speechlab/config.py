@@ -284,6 +284,25 @@ class TrainingConfig(Section):
         return self
 
 
+class SearchConfig(Section):
+    """Beam search with an n-gram language model, for CTC models."""
+
+    beam: int = Field(50, ge=1, le=5000, description="hypotheses kept after each frame")
+    lm_weight: float = Field(
+        2.0, ge=0, description="of the language model's logarithms to base 10; find it with speechlab.fusion on dev clips"
+    )
+    word_score: float = Field(0.0, description="added for each word, in nats")
+    lexicon: bool = Field(True, description="write words of the language model only; without, any that the labels spell")
+    order: int = Field(3, ge=2, le=6, description="tokens of the longest n-gram, where the model is counted from the training transcripts")
+    file: str | None = Field(None, description="an ARPA file or KenLM binary; none is counted from the training transcripts")
+
+    @model_validator(mode="after")
+    def _score_needs_words(self) -> SearchConfig:
+        if not self.lexicon and self.word_score:
+            raise ValueError(f"got word_score {self.word_score} without a lexicon, expected 0; set lexicon to true, or word_score to 0")
+        return self
+
+
 class EvaluationConfig(Section):
     """What is measured on the test split."""
 
@@ -294,7 +313,9 @@ class EvaluationConfig(Section):
     normaliser: Literal["raw", "basic", "english"] = "english"
     batch_seconds: Seconds = Field(240.0, gt=0, description="most audio decoded together, padding included; changes no result")
     latency: bool = Field(True, description="decode clean clips one by one too, to time them")
+    search: SearchConfig | None = None
     resamples: int = Field(1000, ge=100, description="bootstrap resamples behind an interval")
+    workers: int = Field(0, ge=0, le=1024, description="processes that decode, here or at cluster.address; 0 decodes in this one")
 
 
 class ClusterConfig(Section):
@@ -353,7 +374,7 @@ class Experiment(Section):
         Left out: name, question, ``cluster`` and ``tracking``, ``corpus.root`` and ``corpus.decisions`` (the manifest's hash,
         not a path, says which speech it was), and what of the evaluation changes no result.
         """
-        parts = {"corpus": {"root", "decisions"}, "evaluation": {"noise", "batch_seconds", "latency"}}
+        parts = {"corpus": {"root", "decisions"}, "evaluation": {"noise", "batch_seconds", "latency", "workers"}}
         kept = self.model_dump(exclude={"name": True, "question": True, "cluster": True, "tracking": True, **parts})
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 

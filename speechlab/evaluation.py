@@ -6,7 +6,8 @@ of the lab has made. Rates, intervals and differences derive from the tables at 
 
 A clip that cannot be read is no row: it is named, with the reason, beside the table.
 
-Not covered: sets too large for one process (:mod:`speechlab.infer`).
+Sets too large for one process are decoded by workers (:mod:`speechlab.infer`). Not covered: tables too large for memory, which
+takes some kB a clip.
 """
 
 from __future__ import annotations
@@ -18,47 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from tqdm.std import tqdm
 
-from speechlab import checkpoints, conditions, corpora, decoding, latency, memory, models, training, utterances
+from speechlab import checkpoints, conditions, corpora, decoding, infer, latency, memory, models, training, utterances
 from speechlab.batches import Clips
 from speechlab.conditions import Heard
 from speechlab.config import EvaluationConfig, Experiment
 from speechlab.errors import InputError, did_you_mean
+from speechlab.infer import System as System
 from speechlab.runs import Run, find, write_atomic
 from speechlab.scoring import Scores, score
 from speechlab.text import normaliser
 
 COUNTED = ["words", "hits", "substitutions", "deletions", "insertions", "alignment"]  # columns that the normaliser decides
-CONTEXTS = {"silence": "silence behind it", "short": "short context", "full": "30 s"}  # how a context is called beside a system
-
-
-@dataclass(frozen=True)
-class System:
-    """A model that can be evaluated.
-
-    Attributes:
-        name: As in tables: ``pretrained``, ``finetuned``, ``tiny.en``.
-        family: A key of :data:`speechlab.models.FAMILIES`.
-        folder: Of its weights.
-        sha256: Their digest.
-        language: Of the speech, for models that are told.
-        origin: Where the weights come from, in words.
-    """
-
-    name: str
-    family: str
-    folder: str
-    sha256: str
-    language: str
-    origin: str = ""
-
-    @property
-    def contexts(self) -> tuple[str, ...]:
-        """In which it can transcribe, the usual one first."""
-        found: tuple[str, ...] = models.family_class(self.family).contexts
-        return found
 
 
 @dataclass(frozen=True)
@@ -109,7 +82,7 @@ class Evaluation:
     @property
     def label(self) -> str:
         """For figures: ``finetuned, short context``."""
-        return ", ".join(filter(None, (self.system, CONTEXTS.get(self.context))))
+        return ", ".join(filter(None, (self.system, models.CONTEXTS.get(self.context))))
 
     @property
     def rtfx(self) -> float:
@@ -166,19 +139,23 @@ def evaluate(
     precision: str = "bf16",
     device: str = "cpu",
     latencies: bool = False,
+    texts: Sequence[str] = (),
     progress: Callable[[int], None] = lambda clips: None,
+    workers: infer.Workers | None = None,
 ) -> Evaluation:
     """Decode clips with a system and count its errors.
 
     Args:
         system: What decodes.
         heard: Clips under a condition.
-        settings: Normaliser and size of a batch are used.
+        settings: Normaliser, search and size of a batch are used.
         context: One of the system's; None is the usual one.
         precision: As for :func:`speechlab.decoding.decode`.
         device: Torch device.
         latencies: Decode every clip alone too, and keep how long it took.
+        texts: Training transcripts, where the settings' search needs them.
         progress: Called with the number of clips done since the last call.
+        workers: Decode in place of this process, which then only times latencies; None decodes here.
 
     Raises:
         InputError: if the system has no such context, or not one clip can be read.
@@ -186,23 +163,30 @@ def evaluate(
     if context is not None and context not in system.contexts:
         raise InputError(f"{system.family} has no such context.", got=context, do=did_you_mean(context, system.contexts))
     context = context or system.contexts[0]
-    memory.trim()
-    before = memory.used(device)
-    memory.forget_peak(device)
-    model = models.load(system.family, system.folder, system.language).to(device).eval()
     how: dict[str, Any] = {"context": context, "precision": precision, "device": device}
-    for _ in decoding.decode(model, heard.cuts[:4], seconds=settings.batch_seconds, **how):
-        pass  # warm-up: the first batch pays for allocation, for the choice of kernels, and for what is made once
     answers: list[decoding.Decoded] = []
-    for part in decoding.decode(model, heard.cuts, seconds=settings.batch_seconds, **how):
-        answers += part
-        progress(len(part))
     alone: dict[str, float] = {}
-    if latencies:
-        for (one,) in decoding.decode(model, heard.cuts, seconds=0, **how):
+    took = 0.0
+    if workers is not None:
+        name = f"{system.name}--{heard.condition.name}--{context}"
+        for block in workers.decode(system, heard.cuts, name, heard.sha256, settings, texts=texts, **how):
+            answers += block.answers
+            took = max(took, block.memory_bytes)
+            progress(len(block.answers))
+    if workers is None or latencies:
+        memory.trim()
+        before = memory.used(device)
+        memory.forget_peak(device)
+        model = system.load(settings.search, device, texts)
+        for _ in decoding.decode(model, heard.cuts[:4], seconds=settings.batch_seconds, **how):
+            pass  # warm-up: the first batch pays for allocation, for the choice of kernels, and for what is made once
+        for part in decoding.decode(model, heard.cuts, seconds=settings.batch_seconds, **how) if workers is None else ():
+            answers += part
+            progress(len(part))
+        for (one,) in decoding.decode(model, heard.cuts, seconds=0, **how) if latencies else ():
             alone[one.id] = one.seconds
             progress(1)
-    took = max(memory.peak(device) - before, 0.0)
+        took = max(took, memory.peak(device) - before)
     return tabled(
         answers,
         settings.normaliser,
@@ -211,7 +195,7 @@ def evaluate(
         context=context,
         weights_sha256=system.sha256,
         heard_sha256=heard.sha256,
-        how={"device": device, "precision": precision},
+        how=system.how(settings.search, precision, device, texts),
         memory_bytes=took,
         notes=heard.notes,
         alone=alone,
@@ -252,12 +236,13 @@ def tabled(answers: Sequence[decoding.Decoded], name: str, *, alone: dict[str, f
     )
 
 
-def evaluate_run(run: Run, names: Sequence[str] = (), *, progress: bool = True) -> list[Evaluation]:
+def evaluate_run(run: Run, names: Sequence[str] = (), *, workers: int | None = None, progress: bool = True) -> list[Evaluation]:
     """Evaluate a run's systems on its test clips and keep the tables in the run.
 
     Args:
         run: Its config says under which conditions.
         names: Of other conditions.
+        workers: In place of ``evaluation.workers``, which is frozen with the run; None is the config's.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -272,7 +257,9 @@ def evaluate_run(run: Run, names: Sequence[str] = (), *, progress: bool = True) 
             expected=f"manifest {trained_on[:12]}",
             do="restore the corpus; its splits may have moved",
         )
-    return evaluate_all(list(systems(run, corpus).values()), corpus, run.config, run.path / "evaluations", names, progress=progress)
+    settings = run.config.evaluation if workers is None else run.config.evaluation.model_copy(update={"workers": workers})
+    experiment = run.config.model_copy(update={"evaluation": settings})
+    return evaluate_all(list(systems(run, corpus).values()), corpus, experiment, run.path / "evaluations", names, progress=progress)
 
 
 def evaluate_all(
@@ -292,7 +279,7 @@ def evaluate_all(
     Args:
         available: The systems.
         corpus: Its test split is decoded.
-        experiment: Its evaluation, seed, precision and device are used.
+        experiment: Its evaluation, seed, precision, device and the cluster's address are used.
         folder: Where the tables are kept.
         names: Of conditions; none are the experiment's.
         progress: Whether to show a progress bar.
@@ -304,25 +291,30 @@ def evaluate_all(
         InputError: if a condition is not known, or cannot be made of this corpus.
     """
     settings = experiment.evaluation
-    device = decoding.resolve_device(experiment.cluster.device, torch.cuda.is_available())
+    device = infer.device(experiment)
     noise = Path(settings.noise) if settings.noise else None
     wanted = conditions.named(tuple(names) or settings.conditions, noise)
     cuts = list(corpus.cuts["test"])
+    texts = [cut.supervisions[0].text for cut in corpus.cuts["train"]] if settings.search else []
     heard = {c.name: conditions.prepare(c.name, cuts, experiment.seed, corpus=corpus, noise=noise) for c in wanted}
     have = {e.name: e for e in load(folder)}
     todo = [(system, heard[c.name], context) for system in available for c in wanted for context in _contexts(system, c.kind == "clean")]
     found = []
     # tqdm.std: text that a terminal, a notebook and a papermill log all show; its widget is blank offline
-    with tqdm(total=len(cuts) * len(todo), unit="clip", disable=not progress) as bar:
+    bar = tqdm(total=len(cuts) * len(todo), unit="clip", disable=not progress)
+    with bar, infer.Workers(settings.workers, folder, experiment.cluster.address) as workers:
         for system, clips, context in todo:
             known = have.get(f"{system.name}--{clips.condition.name}--{context}")
             timed = settings.latency and clips.condition.kind == "clean" and context == system.contexts[0]
-            if known is None or not _same(known, system, clips, device, experiment.training.precision, timed):
-                bar.set_description(f"{system.name}, {clips.condition.name}, {CONTEXTS.get(context, context)}")
+            want = (system.sha256, clips.sha256, system.how(settings.search, experiment.training.precision, device, texts))
+            if known is None or (known.weights_sha256, known.heard_sha256, known.how) != want or (timed and known.timed is None):
+                bar.set_description(f"{system.name}, {clips.condition.name}, {models.CONTEXTS.get(context, context)}")
                 bar.total += len(cuts) * timed
                 how: dict[str, Any] = {"context": context, "precision": experiment.training.precision, "device": device}
-                known = evaluate(system, clips, settings, latencies=timed, progress=bar.update, **how)
+                how["workers"] = workers if settings.workers else None
+                known = evaluate(system, clips, settings, latencies=timed, texts=texts, progress=bar.update, **how)
                 save(folder, known)
+                workers.forget(known.name)
             else:
                 bar.total -= len(cuts)
             found.append(known)
@@ -334,11 +326,6 @@ def _contexts(system: System, clean: bool) -> tuple[str, ...]:
     """Which are worth measuring: a pretrained model was not made for a short context."""
     trained = system.name in ("finetuned", "trained")
     return tuple(c for c in system.contexts if clean and (trained or c != "short")) if clean else system.contexts[:1]
-
-
-def _same(known: Evaluation, system: System, heard: Heard, device: str, precision: str, timed: bool) -> bool:
-    kept = (known.weights_sha256, known.heard_sha256, known.how)
-    return kept == (system.sha256, heard.sha256, {"device": device, "precision": precision}) and (known.timed is not None or not timed)
 
 
 def save(folder: Path, evaluation: Evaluation) -> None:

@@ -28,6 +28,7 @@ CSS = """
 .speechlab caption { text-align: left; padding: .2em 0; opacity: .8; }
 .speechlab th, .speechlab td { text-align: left; vertical-align: top; padding: .35em .7em; border-bottom: 1px solid #8884; }
 .speechlab th { font-weight: 600; border-bottom: 1px solid #888a; }
+.speechlab td:first-child { min-width: 6em; }
 .speechlab .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .speechlab .faint { opacity: .75; font-size: .9em; overflow-wrap: anywhere; }
 .speechlab dl { display: grid; grid-template-columns: max-content 1fr; gap: .15em 1em; margin: .4em 0; }

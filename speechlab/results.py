@@ -171,7 +171,7 @@ def over_snr(table: pd.DataFrame) -> pd.DataFrame:
     for (system, which), part in noisy.groupby(["system", "which"], sort=False):
         clean = rows[(rows.system == system) & (rows.kind == "clean")]
         name = f"{system}, {which}" if noisy.which.nunique() > 1 else str(system)
-        curves.append(pd.concat([clean, part]).assign(system=name))
+        curves.append(pd.concat([clean, part]).sort_values("snr", ascending=False).assign(system=name))
     columns = ["system", "snr", "wer", "low", "high"]
     return pd.concat(curves)[columns].reset_index(drop=True) if curves else pd.DataFrame(columns=columns)
 

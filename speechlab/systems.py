@@ -51,6 +51,7 @@ def measure(
     conditions: Sequence[str] = (),
     out: str | Path | None = None,
     *,
+    workers: int | None = None,
     progress: bool = True,
 ) -> Measured:
     """Evaluate systems by their names; what was measured before is not measured again.
@@ -61,6 +62,7 @@ def measure(
         overrides: ``section.key=value`` texts for it.
         conditions: Names; none are the config's.
         out: Folder of the tables; none is a new one under ``reports/evaluations``.
+        workers: Processes that decode, in place of ``evaluation.workers``; None is the config's.
         progress: Whether to show progress bars.
 
     Raises:
@@ -68,9 +70,9 @@ def measure(
     """
     if len(names) == 1 and (run := _run(names[0])):
         corpus = corpora.configured(run.config.corpus)
-        done = evaluation.evaluate_run(run, conditions, progress=progress)
+        done = evaluation.evaluate_run(run, conditions, workers=workers, progress=progress)
         return Measured(run.id, run.path / "evaluations", done, run.config, corpus)
-    experiment = configs.load(config, list(overrides))
+    experiment = configs.load(config, [*overrides, *([] if workers is None else [f"evaluation.workers={workers}"])])
     found = [resolve(name, experiment.corpus.language) for name in names]
     if twice := [s.name for s in found if [t.name for t in found].count(s.name) > 1]:
         raise InputError("A system is named twice.", got=twice[0], expected="each once")

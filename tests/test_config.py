@@ -23,6 +23,7 @@ CONFIGS = {
     "librispeech-conformer.yaml",
     "librispeech-wav2vec2.yaml",
     "librispeech.yaml",
+    "noise.yaml",
     "polyglot.yaml",
     "quickstart.yaml",
     "smoke.yaml",
