@@ -79,8 +79,9 @@ def speed(folder: Path, cuts: list[Any], count: int) -> None:
             took = time.perf_counter() - began
             heard = {a.id: a.hypothesis for part in parts for a in part.answers}
             own = sum(a.duration for part in parts for a in part.answers) / sum(a.seconds for part in parts for a in part.answers)
-            print(f"{pool.cores()} workers, 1 thread each, {name} time: {seconds / took:.1f} s a second ({took:.0f} s, {len(parts)} blocks); "
-                  f"{own:.1f} of one worker; {sum(heard[id] != answers[id] for id in answers)} other texts (bf16)", flush=True)  # fmt: skip
+            others = sum(heard[id] != answers[id] for id in answers)
+            print(f"{pool.cores()} workers of a thread, {name} time: {seconds / took:.1f} s a second ({took:.0f} s, {len(parts)} blocks)")
+            print(f"  {own:.1f} of one worker; {others} other texts (bf16)", flush=True)
             began = time.perf_counter()
 
 
@@ -98,8 +99,8 @@ def grown(folder: Path, cuts: list[Any], many: int) -> None:
             meter.over.set()
             meter.join()
             assert clips == count
-            print(f"{count} clips, {blocks} blocks: {time.perf_counter() - began:.0f} s; peak memory of the driver {meter.driver / 1e6:.0f} MB, "
-                  f"{meter.peak / 1e9:.2f} GB in all", flush=True)  # fmt: skip
+            took, peak = time.perf_counter() - began, f"{meter.driver / 1e6:.0f} MB, {meter.peak / 1e9:.2f} GB in all"
+            print(f"{count} clips, {blocks} blocks: {took:.0f} s; peak memory of the driver {peak}", flush=True)
 
 
 if __name__ == "__main__":

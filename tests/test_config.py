@@ -31,7 +31,9 @@ CONFIGS = {
     "wav2vec2.yaml",
 }
 MANIFESTS = {"cluster/rayjob.yaml"}  # no experiment: where one runs; tests/test_rayjob.py
-IDENTITY_IGNORES = {"name", "question", "corpus.root", "corpus.decisions", "cluster", "tracking"}
+IDENTITY_IGNORES = {"name", "question", "corpus.root", "corpus.decisions", "cluster", "tracking"} | {
+    f"evaluation.{leaf}" for leaf in ("noise", "batch_seconds", "latency", "workers")
+}
 
 
 def refused(path, overrides=()) -> str:
@@ -61,7 +63,9 @@ def refused(path, overrides=()) -> str:
         ("training: {epochs: 2.5}", ["got 2.5 (float), expected a valid integer\n"]),
         ("training: {epochs: many}", ["got 'many' (str), expected a valid integer\n"]),
         ("seed: true", ["seed: got True (bool), expected a valid integer"]),
-        ("evaluation: {snr: true}", ["evaluation.snr: got True (bool), expected a valid number"]),
+        ("evaluation: {batch_seconds: true}", ["evaluation.batch_seconds: got True (bool), expected a valid number"]),
+        ("evaluation: {conditions: []}", ["evaluation.conditions: got []", "at least 1 item"]),
+        ("evaluation: {search: {lexicon: false, word_score: 1.0}}", ["got word_score 1.0 without a lexicon", "expected 0"]),
         ("corpus: {language: no}", ["corpus.language: got False (bool), expected a valid string; write it in quotes"]),
         ("model: {revision: 2024-01-02}", ["expected a valid string; write it in quotes"]),
         ('tracking: {enabled: "yes"}', ["tracking.enabled: got 'yes' (str), expected a valid boolean"]),
@@ -305,19 +309,19 @@ def test_signature_does_not_depend_on_how_a_number_is_written(tmp_path):
 @given(
     question=st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
     lr=st.floats(1e-6, 1, exclude_min=True),
-    snr=st.floats(-20, 60),
+    score=st.floats(-20, 60),
     limit=st.none() | st.integers(1, 10**9),
     revision=st.none() | st.sampled_from(["no", "1e-4", "2024-01-02", "null", "~", "0b1", "<<", "=", "1:30", "'", "#"]),
 )
-@example(question="one\x85two\u2028three\u2029", lr=1e-5, snr=0.0, limit=None, revision=None)
-@example(question="é " * 200 + "\n\r\t\0 x", lr=1e-5, snr=-0.0, limit=None, revision="no")
-def test_resolved_yaml_reads_back(tmp_path, question, lr, snr, limit, revision):
+@example(question="one\x85two\u2028three\u2029", lr=1e-5, score=0.0, limit=None, revision=None)
+@example(question="é " * 200 + "\n\r\t\0 x", lr=1e-5, score=-0.0, limit=None, revision="no")
+def test_resolved_yaml_reads_back(tmp_path, question, lr, score, limit, revision):
     before = Experiment.model_validate(
         {
             "name": "a",
             "question": question,
             "optim": {"lr": lr},
-            "evaluation": {"snr": snr},
+            "evaluation": {"search": {"word_score": score}},
             "corpus": {"limit": limit},
             "model": {"revision": revision},
         }

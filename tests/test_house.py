@@ -19,21 +19,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # the one module that may know each of these
 ONLY_IMPORTER = {
-    "ray": {"cluster", "ingest", "tune"},  # one trains, one prepares, one searches
+    "ray": {"cluster", "infer", "ingest", "tune"},  # one trains, one decodes, one prepares, one searches
     "mlflow": {"tracking"},
-    "panel": {"board", "listen", "report", "review", "style", "trials"},  # report: where its style sheets lie
-    "holoviews": {
-        "board",
-        "errors",
-        "fusion",
-        "listen",
-        "measured",
-        "rates",
-        "sound",
-        "style",
-        "training",
-        "trials",
-    },  # of plots/, but for the boards
+    "panel": {"board", "explorer", "listen", "mixer", "report", "review", "style", "trials"},  # report: where its style sheets lie
+    "holoviews": {"board", "explorer", "findings", "listen", "mixer", "trials"}  # the boards, and what lies in plots/
+    | {"errors", "fusion", "measured", "pairs", "rates", "sound", "style", "training"},
     "bokeh": {"board", "errors", "listen", "style"},
     "papermill": {"report"},
     "nbconvert": {"report"},
@@ -49,6 +39,8 @@ ONLY_IMPORTER = {
     "kaldialign": {"scoring"},
     "flashlight": {"beam", "ngram"},
     "kaldingram": {"ngram"},
+    "usearch": {"likeness"},
+    "PIL": {"thumbnails"},
     "typer": {"cli", "cli_corpus", "cli_score"},
     "pydantic": {"config"},
 }
@@ -126,6 +118,7 @@ def test_modules_have_a_test_file(path):
         "markup": "plots",
         "provenance": "doctor",
         "cli_corpus": "check",
+        "babble": "conditions",
         "inference": "whisper",
         "memory": "budget",
     }
