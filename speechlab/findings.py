@@ -232,7 +232,7 @@ def _measures(judged: calibration.Judged, rejected: calibration.Rejection | None
     c = calibration.calibration(judged)
     rows = [
         ("words recognised", f"{c.words:,}", f"{_percent(c.right / c.words, 1)} of them right"),
-        ("mean confidence", _percent(c.confidence, 1), "above the share of right words: too sure of itself"),
+        ("mean confidence", _percent(c.confidence, 1), "above the share of right words where a system is too sure"),
         ("ECE", _percent(c.ece), f"by chance alone {_percent(c.ece_chance)}; largest of a bin {_percent(c.mce)}"),
         ("Brier score", f"{c.brier:.4f}", "0 is perfect"),
         ("NCE", f"{c.nce:.3f}", "1 is perfect, 0 no better than a constant"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import holoviews as hv
 import pandas as pd
-from bokeh.models import NoOverlap
+from bokeh.models import FixedTicker, NoOverlap
 
 from speechlab.phones import NOTHING, PHONES
 from speechlab.plots.style import COLOURS, GREY, finish, need
@@ -51,6 +51,7 @@ def phone_confusions(table: pd.DataFrame) -> hv.HeatMap:
     y = hv.Dimension("y", label=f"phone said ({NOTHING} one is added)")
     bar: dict[str, Any] = {"title_text_color": GREY, "title_text_font_style": "normal", "major_label_text_color": GREY}
     bar |= {"major_tick_line_color": GREY, "bar_line_alpha": 0, "background_fill_alpha": 0, "height": 8}
+    bar["ticker"] = FixedTicker(ticks=[digit * 10**power for power in range(6) for digit in (1, 2, 5)])
     figure = hv.HeatMap(cells, [x, y], [hv.Dimension("count", label="times"), *texts]).opts(
         cmap=_palette(),
         clim=(1, max(2, cells["count"].max())),

@@ -42,8 +42,8 @@ def reliability(table: pd.DataFrame) -> hv.Overlay:
     dots = hv.Points(rows, [x, y], ["bin", "low", "high", "words", "size"], label="bins of words")
     dots = dots.opts(color=COLOURS[0], size="size", tools=["hover"], hover_tooltips=tips)
     pad = 0.03 * (100 - least)
-    ends = {"xlim": (least - pad, 100 + pad), "ylim": (least - pad, 100 + pad), "xlabel": "confidence (%)", "ylabel": "right words (%)"}
-    return finish(hv.Overlay([ideal, whiskers, dots]).opts(**ends), "Confidence and truth, 95 % intervals", height=300)
+    ends = {"xlim": (least - pad, 100 + pad), "ylim": (least - pad, 100 + pad), "xlabel": "confidence (%)", "ylabel": "right words (%), 95 % interval"}
+    return finish(hv.Overlay([ideal, whiskers, dots]).opts(**ends), "Confidence and truth", height=300)
 
 
 def rejection(table: pd.DataFrame) -> hv.Overlay:
@@ -71,7 +71,7 @@ def rejection(table: pd.DataFrame) -> hv.Overlay:
         ),
         hv.Curve(rows, x, ["oracle", "utterances"], label="oracle").opts(color=COLOURS[2], line_dash="dashed", line_width=2),
     ]
-    overlay = hv.Overlay(layers).opts(xlabel="least sure utterances rejected (%)", ylabel="WER of the rest (%)", xlim=(0, 100))
+    overlay = hv.Overlay(layers).opts(xlabel="least sure utterances rejected (%)", ylabel="WER of the rest (%)", xlim=(0, 100), legend_cols=2)
     return finish(overlay, "Rejecting the least sure", floor=True)
 
 
@@ -165,8 +165,8 @@ def wer_by(table: pd.DataFrame, title: str = "WER by stratum") -> hv.Overlay:
     notes = notes.opts(text_color=GREY, text_font_size="12px", text_font_style="italic", text_align="left")
     most = np.nanmax([*rated.high, *rated.wer, 1.0])
     ends = {"yticks": list(enumerate(names)) or 1, "invert_yaxis": True, "ylim": (-0.6, len(names) - 0.4), "xlim": (0, 1.05 * most)}
-    overlay = hv.Overlay([whiskers, dots, notes]).opts(**ends, xlabel="WER (%)", ylabel="")
-    return finish(overlay, f"{title}, 95 % interval", height=90 + 38 * max(len(names), 2))
+    overlay = hv.Overlay([whiskers, dots, notes]).opts(**ends, xlabel="WER (%), 95 % interval", ylabel="")
+    return finish(overlay, title, height=90 + 38 * max(len(names), 2))
 
 
 def wer_over(table: pd.DataFrame, label: str, unit: str = "") -> hv.Overlay:
@@ -189,8 +189,8 @@ def wer_over(table: pd.DataFrame, label: str, unit: str = "") -> hv.Overlay:
     dots = hv.Scatter(rows, x, ["wer", "stratum", "low", "high", "scope", "utterances"])
     dots = dots.opts(color=COLOURS[0], size=8, tools=["hover"], hover_tooltips=tips)
     overlay = hv.Overlay([_band(rows, x, "low", "high", 0), _line(rows, x, "wer", 0), dots])
-    overlay = overlay.opts(ylabel="WER (%)", xlabel=f"{label} ({unit})" if unit else label, xlim=_padded(rows.middle))
-    return finish(overlay, f"WER over {label}, 95 % interval", floor=True)
+    overlay = overlay.opts(ylabel="WER (%), 95 % interval", xlabel=f"{label} ({unit})" if unit else label, xlim=_padded(rows.middle))
+    return finish(overlay, f"WER over {label}", floor=True)
 
 
 def wer_over_snr(table: pd.DataFrame) -> hv.Overlay:
