@@ -25,7 +25,7 @@ from speechlab.errors import InputError
 from speechlab.models import weights
 from speechlab.scoring import align
 from speechlab.text import Normaliser, normaliser
-from speechlab.units import FULL_CONTEXT, SAMPLE_RATE, Seconds
+from speechlab.units import SAMPLE_RATE, Seconds
 from speechlab.vad import Span, pauses
 
 SHORTEST_PAUSE: Seconds = 0.2  # that may be cut at
@@ -72,7 +72,7 @@ def split(model: Any, wave_N: Wave, text: str, language: str, spans: list[Span],
     edges = cuts(spans, seconds, limit)
     bounds = list(pairwise(edges))
     waves = [wave_N[round(a * SAMPLE_RATE) : round(b * SAMPLE_RATE)] for a, b in bounds]
-    heard = [model.transcribe(batches.collate([("", "", wave)], FULL_CONTEXT))[0].text for wave in waves]
+    heard = [model.transcribe(batches.collate([("", "", wave)]), context="full")[0].text for wave in waves]
     texts = deal(text, heard, normaliser("basic"))  # word by word, so not the rules that join numbers
     return [(a, b, said) for (a, b), said in zip(bounds, texts, strict=True)]
 

@@ -39,7 +39,7 @@ class Tiny(nn.Module):
 
     forward = loss
 
-    def transcribe(self, batch: Batch, *, fallback: bool = True) -> list[Hypothesis]:
+    def transcribe(self, batch: Batch, *, context: str | None = None, fallback: bool = True) -> list[Hypothesis]:
         logits_BFV, frames = self._logits(batch)
         rows = ctc.greedy(logits_BFV, frames, self.vocabulary.blank)
         return [Hypothesis(self.vocabulary.decode(row), True, batch.context) for row in rows]

@@ -91,11 +91,11 @@ def test_swapped_transcripts_come_first(model, clips):
     mixed = [retold(c, texts[(i // 4 + 1) % 4]) if c.id in wrong else c for i, c in enumerate(clips)]
     counted: list[int] = []
     model.train()
-    table = transcripts.check(model, mixed, "en", batch_size=8, heard=counted.append)
+    table = transcripts.check(model, mixed, "en", seconds=40, heard=counted.append)
     assert model.training
     model.eval()
     assert list(table.columns) == ["rank", "id", "duration", "reference", "hypothesis", "ended", "nats", "margin", "cer"]
-    assert list(table["rank"]) == list(range(1, 17)) and counted == [8, 16]
+    assert list(table["rank"]) == list(range(1, 17)) and len(counted) > 1 and counted == sorted(set(counted)) and counted[-1] == 16
     for by in transcripts.SCORES:
         assert set(transcripts.ranked(table, by)["id"][:4]) == wrong
     assert table["nats"][3] > 2 * max(table["nats"][4], 1)
@@ -122,7 +122,7 @@ def test_a_text_too_long_to_be_said_is_worst(model, clips):
 class Deaf(torch.nn.Module):
     """A family without likelihoods, which hears the same whatever is said."""
 
-    def transcribe(self, batch, *, fallback=True):
+    def transcribe(self, batch, *, context=None, fallback=True):
         return [Hypothesis("good day", True, batch.context) for _ in batch.ids]
 
 
