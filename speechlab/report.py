@@ -33,7 +33,7 @@ HIDDEN = {"parameters", "injected-parameters"}
 UNSAFE = ("text/markdown", "text/latex", "text/vnd.mermaid")
 
 
-NOTEBOOKS = ("03_train.ipynb", "04_evaluate.ipynb")
+NOTEBOOKS = ("03_train.ipynb", "04_evaluate.ipynb", "05_errors.ipynb")
 IOPUB = 60  # seconds for a cell's last output to arrive; papermill's four are too few on a machine that does other things
 STOP_GRACE: Seconds = 90.0  # for a driver to save and end when the report is given up
 
@@ -43,7 +43,7 @@ class NotebookError(RuntimeError):
 
 
 def make(run: Run, progress: bool = True) -> Path:
-    """The main job: train, evaluate, report, by way of the two notebooks.
+    """The main job: train, evaluate, report, by way of three notebooks.
 
     A run that has finished is not trained again. If the notebooks are given up, by Ctrl-C or an
     error, training is stopped with a checkpoint, and the run can go on.

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from speechlab import config, evaluation, report, runs
+from speechlab import config, evaluation, report, results, runs
 from speechlab.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,18 +86,23 @@ def test_the_report_is_one_file_with_everything(reported):
         "sign-flip",
     ):
         assert text in page, text
-    table = evaluation.summary(evaluation.load(trained), trained.config)
-    assert len(table) == 5
-    assert set(table.condition) == {"clean", "noise-10db"}
+    table = results.summary(evaluation.load(trained.path / "evaluations"), trained.config.evaluation, trained.config.seed)
+    assert len(table) == 7
+    assert set(table.condition) == {"clean", "white-10db"}
     assert f"{100 * table.wer.iloc[0]:.2f} %" in page
+    hardest = trained.path / "evaluations/hardest/finetuned--clean--silence"
+    assert (hardest / "index.html").is_file() and list((hardest / "clips").glob("*.flac"))
     assert report.costs(trained)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["03_train.ipynb", "04_evaluate.ipynb"])
+@pytest.mark.parametrize("name", ["03_train.ipynb", "04_evaluate.ipynb", "05_errors.ipynb", "06_compare.ipynb"])
 def test_notebooks_under_nbval(name, reported, tmp_path):
-    prepared = tmp_path / name
-    prepare = [str(BIN / "papermill"), f"notebooks/{name}", str(prepared), "-p", "run", str(reported.path), "--prepare-only"]
+    prepared, given = tmp_path / name, {"run": str(reported.path)}
+    if name.startswith("06"):
+        given = {"a": f"{reported.path}:pretrained--clean--silence", "b": str(reported.path)}
+    prepare = [str(BIN / "papermill"), f"notebooks/{name}", str(prepared), "--prepare-only"]
+    prepare += [word for key, value in given.items() for word in ("-p", key, value)]
     subprocess.run(prepare, cwd=ROOT, check=True, capture_output=True, timeout=60)
     validate = [
         sys.executable,
@@ -127,7 +132,7 @@ def test_the_same_notebooks_train_and_report_each_family(family, tmp_path, promp
     page = report.make(run, progress=False).read_text("utf-8")
     assert run.state == "finished"
     assert run.provenance["weights"]["source"] == "made"
-    (clean, noisy) = evaluation.load(run)
+    (clean, noisy) = evaluation.load(run.path / "evaluations")
     assert {clean.system, noisy.system} == {"trained"}
     assert "data:audio/mpeg" in page and run.config.question in page
     assert ", short context" not in page, "what is Whisper's alone is not said of others"
@@ -140,5 +145,5 @@ def test_an_unknown_parameter_is_an_error(tmp_path):
 
 @pytest.mark.slow
 def test_a_failing_cell_names_itself(tmp_path):
-    with pytest.raises(report.NotebookError, match=r"04_evaluate[\s\S]*runs.find"):
+    with pytest.raises(report.NotebookError, match=r"04_evaluate[\s\S]*systems.measure"):
         report.execute(ROOT / "notebooks/04_evaluate.ipynb", tmp_path / "out.ipynb", {"run": str(tmp_path)}, progress=False)
