@@ -91,8 +91,7 @@ def resolve(name: str, language: str) -> System:
         language: Of the speech.
 
     Raises:
-        InputError: if nothing of that name is known, or it cannot be used.
-        speechlab.fetch.FetchError: if the weights cannot be had.
+        InputError: if nothing of that name is known or can be had, or it cannot be used.
     """
     if name.startswith(REGISTERED):
         folder = tracking.model(name)
@@ -107,7 +106,16 @@ def resolve(name: str, language: str) -> System:
         return replace(available[which], name=_plain(run.id if which != "pretrained" else f"{run.id}.pretrained"), language=language)
     family, _, wanted = name.partition(":") if place in models.FAMILIES else (None, "", name)
     kind = family or _family(wanted, Path(wanted))
-    found = weights.resolve(kind, wanted)
+    try:
+        found = weights.resolve(kind, wanted)
+    except InputError as e:
+        if family:
+            raise
+        try:
+            runs.find(place)
+        except InputError as no_run:  # as likely as weights it is a run's name with a slip
+            raise InputError(f"{e}\n{no_run}") from None
+        raise
     return System(_plain(wanted), kind, str(found.path), found.sha256, language, f"{found.name}, {found.source}")
 
 

@@ -297,16 +297,17 @@ def test_what_only_kenlm_finds_is_an_input_error_too(content, reason, tmp_path, 
     assert capfd.readouterr().err == ""
 
 
-def damaged(path: Path, place: int) -> ngram.Ngram:
-    path.write_bytes(BINARY[:place] + b"\xff" + BINARY[place + 1 :])
+def damaged(path: Path, place: int, length: int = 1) -> ngram.Ngram:
+    path.write_bytes(BINARY[:place] + length * b"\xff" + BINARY[place + length :])
     return ngram.read(path, ["a", "b"])
 
 
 @pytest.mark.parametrize(
-    ("place", "reason"), [(70, "test values"), (145, r"died of it \(signal 11\)"), (223, "probabilities that are none")]
+    ("place", "length", "reason"),
+    [(70, 1, "test values"), (144, 8, r"died of it \(signal 11\)"), (223, 1, "probabilities that are none")],
 )
-def test_a_damaged_binary_does_not_take_the_process_along(place, reason, tmp_path):
-    model = damaged(tmp_path / "x", place)
+def test_a_damaged_binary_does_not_take_the_process_along(place, length, reason, tmp_path):
+    model = damaged(tmp_path / "x", place, length)
     with pytest.raises(InputError, match=f"not an n-gram model(.|\n)*{reason}"):
         ngram.kenlm(model, ["a", "b"])
 
@@ -319,7 +320,7 @@ def test_nor_does_one_that_kenlm_never_gets_through(tmp_path, monkeypatch):
 
 def test_without_the_trial_it_would(tmp_path):
     """Negative control."""
-    path = damaged(tmp_path / "x", 145).path
+    path = damaged(tmp_path / "x", 144, 8).path
     code = f"from speechlab import ngram; ngram._try = lambda *_: None; ngram.kenlm(ngram.read({str(path)!r}, ['a']), ['a'])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, env=os.environ).returncode < 0
 

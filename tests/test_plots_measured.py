@@ -50,11 +50,11 @@ MAKERS = {
     "wer_over_snr": measured.wer_over_snr,
 }
 AXES = {
-    "reliability": ("confidence (%)", "right words (%)"),
+    "reliability": ("confidence (%)", "right words (%), 95 % interval"),
     "rejection": ("least sure utterances rejected (%)", "WER of the rest (%)"),
     "deadlines": ("time budget (ms)", "coverage and WER (%)"),
-    "wer_by": ("WER (%)", ""),
-    "wer_over": ("duration (s)", "WER (%)"),
+    "wer_by": ("WER (%), 95 % interval", ""),
+    "wer_over": ("duration (s)", "WER (%), 95 % interval"),
     "wer_over_snr": ("SNR (dB), noisier to the right", "WER (%)"),
 }
 

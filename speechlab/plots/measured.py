@@ -42,8 +42,9 @@ def reliability(table: pd.DataFrame) -> hv.Overlay:
     dots = hv.Points(rows, [x, y], ["bin", "low", "high", "words", "size"], label="bins of words")
     dots = dots.opts(color=COLOURS[0], size="size", tools=["hover"], hover_tooltips=tips)
     pad = 0.03 * (100 - least)
-    ends = {"xlim": (least - pad, 100 + pad), "ylim": (least - pad, 100 + pad), "xlabel": "confidence (%)", "ylabel": "right words (%), 95 % interval"}
-    return finish(hv.Overlay([ideal, whiskers, dots]).opts(**ends), "Confidence and truth", height=300)
+    overlay = hv.Overlay([ideal, whiskers, dots]).opts(xlim=(least - pad, 100 + pad), ylim=(least - pad, 100 + pad))
+    overlay = overlay.opts(xlabel="confidence (%)", ylabel="right words (%), 95 % interval")
+    return finish(overlay, "Confidence and truth", height=300)
 
 
 def rejection(table: pd.DataFrame) -> hv.Overlay:
@@ -71,8 +72,8 @@ def rejection(table: pd.DataFrame) -> hv.Overlay:
         ),
         hv.Curve(rows, x, ["oracle", "utterances"], label="oracle").opts(color=COLOURS[2], line_dash="dashed", line_width=2),
     ]
-    overlay = hv.Overlay(layers).opts(xlabel="least sure utterances rejected (%)", ylabel="WER of the rest (%)", xlim=(0, 100), legend_cols=2)
-    return finish(overlay, "Rejecting the least sure", floor=True)
+    overlay = hv.Overlay(layers).opts(xlabel="least sure utterances rejected (%)", ylabel="WER of the rest (%)", xlim=(0, 100))
+    return finish(overlay.opts(legend_cols=2), "Rejecting the least sure", floor=True)
 
 
 def latencies(latency_U: npt.ArrayLike) -> hv.Overlay:
