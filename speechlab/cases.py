@@ -107,7 +107,9 @@ def opened(run: str | Path, name: str = "", config: str | Path = "configs/quicks
         )
     system, missing = None, ""
     try:
-        if own:
+        if not found.weights_sha256:
+            missing = "somebody's hypotheses"
+        elif own:
             available = evaluation.systems(Run(table.parent.parent), corpus)
             system = available.get(found.system)
         else:

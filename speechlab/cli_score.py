@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -37,13 +38,18 @@ ExtraOption = Annotated[str, typer.Option(help="hypotheses without a reference: 
 @app.command()
 def evaluate(
     names: Annotated[
-        list[str] | None, typer.Argument(help="a run (before and after), or several of: RUN, RUN:pretrained, models:/name@alias, weights")
+        list[str] | None,
+        typer.Argument(
+            help="a run (before and after), or several of: RUN, RUN:pretrained, models:/name@alias, weights, a file of hypotheses"
+        ),
     ] = None,
     config: ConfigOption = QUICKSTART,
     set_: SetOption = None,
     conditions: Annotated[str, typer.Option(help="such as clean,white-5db,gsm; standard is all of the usual ones")] = "",
     to: Annotated[Path | None, typer.Option("--out", help="folder of the tables, for models that are no run")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="processes that decode, for large sets; none is evaluation.workers")] = None,
+    missing: MissingOption = "refuse",
+    extra: ExtraOption = "refuse",
 ) -> None:
     """Decode test clips under conditions and count errors, with intervals; what was measured before is not measured again.
 
@@ -52,29 +58,17 @@ def evaluate(
     from speechlab import results, runs, systems, tracking
 
     asked = [name.strip() for name in conditions.split(",") if name.strip()]
-    done = systems.measure(names or ["latest"], config, set_ or (), asked, to, workers=workers)
+    done = systems.measure(names or ["latest"], config, set_ or (), asked, to, workers=workers, missing=missing, extra=extra)
     table = results.summary(done.evaluations, done.experiment.evaluation, done.experiment.seed)
-    shown = Table("system", "condition", "clips", "WER %", "95 % interval", "S / D / I", "CER %", "raw WER %", "RTFx", "p50, p95 ms")
-    for row in table.to_dict("records"):
-        silent = row["wer"] != row["wer"]
-        rates = [f"{row['invented']:.1f} words a minute", ""] if silent else [f"{100 * row['wer']:.2f}", _ends(row)]
-        shown.add_row(
-            Text(row["label"]),
-            row["condition"],
-            str(row["clips"]),
-            *rates,
-            f"{row['substitutions']} / {row['deletions']} / {row['insertions']}",
-            "–" if silent else f"{100 * row['cer']:.2f}",
-            "–" if silent else f"{100 * row['wer_raw']:.2f}",
-            f"{row['rtfx']:.1f}",
-            "–" if row["p50"] != row["p50"] else f"{1000 * row['p50']:.0f}, {1000 * row['p95']:.0f}",
-        )
-    out.print(shown)
+    for system, rows in table.groupby("system", sort=False):
+        out.print(_rates(str(system), rows))
     for e in done.evaluations:
         if e.broken:
             first = next(iter(e.broken.items()))
             out.print(f"{e.name}: {len(e.broken)} clips could not be read, such as {first[0]}: {first[1].splitlines()[0]}", markup=False)
-    out.print(f"intervals over utterances (these speakers); normaliser: {done.evaluations[0].normaliser}", markup=False)
+    clips = ", ".join(str(n) for n in sorted(set(table.clips)))
+    out.print(f"{clips} clips; intervals over utterances (these speakers); raw: WER with case and punctuation; ms: p50, p95 of clips alone")
+    out.print(f"normaliser: {done.evaluations[0].normaliser}", markup=False)
     out.print(str(done.folder), markup=False)
     if (done.folder.parent / "config.yaml").is_file():
         with tracking.Follower(runs.Run(done.folder.parent)):
@@ -91,9 +85,9 @@ def score(
     to: Annotated[Path | None, typer.Option("--out", help="folder for utterances.parquet, scores.json, ref.trn and hyp.trn")] = None,
 ) -> None:
     """Word and character errors of any system's output, with intervals."""
-    from speechlab import pairs, utterances
+    from speechlab import utterances
 
-    joined = pairs.joined(utterances.read(reference, "reference"), hypothesis, missing, extra)
+    joined = utterances.join(utterances.read(reference, "reference"), utterances.read(hypothesis, "hypothesis"), missing, extra)
     normal, raw = _scores(joined, normaliser), _scores(joined, "raw")
     _report_joined(joined)
     table = Table("", normal.normaliser.split()[0], "raw")
@@ -235,8 +229,23 @@ def _units(scores: Scores) -> tuple[By, ...]:
     return ("utterance", "speaker") if scores.speakers else ("utterance",)
 
 
-def _ends(row: dict[Any, Any]) -> str:
-    return f"{100 * row['low']:.2f} to {100 * row['high']:.2f}"
+def _rates(system: str, rows: pd.DataFrame) -> Table:
+    """A system under its conditions; narrow enough for a terminal of 80 columns."""
+    heads = ("WER %", "95 %", "S/D/I", "CER %", "raw", "RTFx", "ms")
+    shown = Table("", *heads, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=Text(system), title_justify="left")
+    for row in rows.to_dict("records"):
+        silent, ends = row["wer"] != row["wer"], f"{100 * row['low']:.2f}–{100 * row['high']:.2f}"
+        rates = ["–", f"{row['invented']:.1f} words/min"] if silent else [f"{100 * row['wer']:.2f}", ends]
+        shown.add_row(
+            " ".join(filter(None, (row["condition"], row["context"]))),
+            *rates,
+            f"{row['substitutions']}/{row['deletions']}/{row['insertions']}",
+            "–" if silent else f"{100 * row['cer']:.2f}",
+            "–" if silent else f"{100 * row['wer_raw']:.2f}",
+            "–" if row["rtfx"] != row["rtfx"] else f"{row['rtfx']:.1f}",
+            "–" if row["p50"] != row["p50"] else f"{1000 * row['p50']:.0f}, {1000 * row['p95']:.0f}",
+        )
+    return shown
 
 
 def _span(interval: Interval, scale: float = 1) -> str:

@@ -109,19 +109,7 @@ def texts(name: str, reference: Texts | None, missing: str = "refuse", extra: st
     path = Path(name) if Path(name).is_file() else evaluation.kept(name)
     if reference is None and path.suffix != ".parquet":
         raise InputError("A file of hypotheses says nothing of what was said.", got=name, expected="--reference FILE")
-    return joined(reference or utterances.read(path, "reference"), path, missing, extra)
-
-
-def joined(reference: Texts, hypothesis: Path, missing: str, extra: str) -> Joined:
-    """A file of hypotheses beside its references, by policies in words.
-
-    Raises:
-        InputError: if a policy is not known, or as for :func:`speechlab.utterances.join`.
-    """
-    if missing not in ("refuse", "deleted", "leave") or extra not in ("refuse", "leave"):
-        got = f"--missing {missing} --extra {extra}"
-        raise InputError("Unknown policy.", got=got, expected="--missing refuse, deleted or leave; --extra refuse or leave")
-    return utterances.join(reference, utterances.read(hypothesis, "hypothesis"), missing, extra)  # type: ignore[arg-type]
+    return utterances.join(reference or utterances.read(path, "reference"), utterances.read(path, "hypothesis"), missing, extra)
 
 
 def sounds(name: str) -> dict[str, Any]:

@@ -1,23 +1,26 @@
-"""What can be evaluated, by name: a run, a registered model, weights by path, short name or hub id.
+"""What can be evaluated, by name: a run, a registered model, weights by path, short name or hub id, or somebody's hypotheses.
 
 Notable: one function behind the command line and the notebooks, :func:`measure`; a run's tables stay in the run, those of
-models that no run of the lab has made in a folder of their own.
-
-Not covered: hypotheses from elsewhere, which are compared (:mod:`speechlab.utterances`), not measured.
+models that no run of the lab has made in a folder of their own. A file of hypotheses becomes an evaluation like the others, on
+clean speech, without times.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from speechlab import conditions as hearing
 from speechlab import config as configs
-from speechlab import corpora, evaluation, models, runs, tracking
+from speechlab import corpora, evaluation, models, runs, tracking, utterances
 from speechlab.config import Experiment
+from speechlab.decoding import Decoded
 from speechlab.errors import InputError, did_you_mean
 from speechlab.evaluation import Evaluation, System
 from speechlab.models import weights
@@ -32,7 +35,7 @@ class Measured:
     Attributes:
         name: Of the run, or of the folder.
         folder: That holds the tables.
-        evaluations: By system, then condition.
+        evaluations: By system, in the order of the names, then condition; files last.
         experiment: The config behind them.
         corpus: Whose test clips were decoded.
     """
@@ -52,34 +55,79 @@ def measure(
     out: str | Path | None = None,
     *,
     workers: int | None = None,
+    missing: str = "refuse",
+    extra: str = "refuse",
     progress: bool = True,
 ) -> Measured:
     """Evaluate systems by their names; what was measured before is not measured again.
 
     Args:
-        names: As for :func:`resolve`. One run alone is evaluated before and after its training, on its own corpus.
+        names: As for :func:`resolve`, or files of hypotheses as for :func:`answered`. One run alone is evaluated before and after
+            its training, on its own corpus.
         config: Says on which corpus and how several, or any that is no run, are evaluated.
         overrides: ``section.key=value`` texts for it.
         conditions: Names; none are the config's.
         out: Folder of the tables; none is a new one under ``reports/evaluations``.
         workers: Processes that decode, in place of ``evaluation.workers``; None is the config's.
+        missing: Of test clips that a file has no answer for, as for :func:`speechlab.utterances.join`.
+        extra: Of answers for what is no test clip, likewise.
         progress: Whether to show progress bars.
 
     Raises:
-        InputError: if a name is not known, or as for :func:`speechlab.evaluation.evaluate_all`.
+        InputError: if a name is not known, a file does not fit the test clips, or as for :func:`speechlab.evaluation.evaluate_all`.
     """
     if len(names) == 1 and (run := _run(names[0])):
         corpus = corpora.configured(run.config.corpus)
         done = evaluation.evaluate_run(run, conditions, workers=workers, progress=progress)
         return Measured(run.id, run.path / "evaluations", done, run.config, corpus)
     experiment = configs.load(config, [*overrides, *([] if workers is None else [f"evaluation.workers={workers}"])])
-    found = [resolve(name, experiment.corpus.language) for name in names]
-    if twice := [s.name for s in found if [t.name for t in found].count(s.name) > 1]:
+    files = [Path(name) for name in names if Path(name).is_file()]
+    found = [resolve(name, experiment.corpus.language) for name in names if not Path(name).is_file()]
+    called = [*(system.name for system in found), *(_plain(file.stem) for file in files)]
+    if twice := [name for name in called if called.count(name) > 1]:
         raise InputError("A system is named twice.", got=twice[0], expected="each once")
     corpus = corpora.configured(experiment.corpus)
+    given = [answered(file, corpus, experiment, missing, extra) for file in files]
     folder = Path(out) if out else configs.reports() / "evaluations" / time.strftime("%Y%m%d-%H%M%S")
-    done = evaluation.evaluate_all(found, corpus, experiment, folder, conditions, progress=progress)
+    done = evaluation.evaluate_all(found, corpus, experiment, folder, conditions, progress=progress) if found else []
+    for one in given:
+        evaluation.save(folder, one)
+    done += given
     return Measured(folder.name, folder, done, experiment, corpus)
+
+
+def answered(file: Path, corpus: corpora.Corpus, experiment: Experiment, missing: str = "refuse", extra: str = "refuse") -> Evaluation:
+    """Somebody's hypotheses of a corpus's test clips, as an evaluation on clean speech.
+
+    Args:
+        file: As :func:`speechlab.utterances.read` takes it; ids are those of the clips, or of the lab's trn files.
+        corpus: Whose test clips were recognised.
+        experiment: Its normaliser and seed are used.
+        missing: As for :func:`speechlab.utterances.join`; a clip that counts as deleted is noted.
+        extra: Likewise.
+
+    Raises:
+        InputError: if the file cannot be read or does not fit the clips.
+    """
+    cuts = {cut.id: cut for cut in corpus.cuts["test"]}
+    references = {id: cut.supervisions[0].text for id, cut in cuts.items()}
+    answers = utterances.read(file, "hypothesis")
+    named = {utterances.trn_id(id, cut.supervisions[0].speaker): id for id, cut in cuts.items()}
+    answers = replace(answers, texts={named.get(id, id): text for id, text in answers.texts.items()})
+    joined = utterances.join(utterances.Texts(f"the test clips of {corpus.name}", references, None), answers, missing, extra)
+    texts = zip(joined.ids, joined.references, joined.hypotheses, strict=True)
+    return evaluation.tabled(
+        [Decoded(id, cuts[id].supervisions[0].speaker, cuts[id].duration, said, heard) for id, said, heard in texts],
+        experiment.evaluation.normaliser,
+        system=_plain(file.stem),
+        condition="clean",
+        context="",
+        weights_sha256="",
+        heard_sha256=hearing.prepare("clean", list(cuts.values()), experiment.seed, corpus=corpus).sha256,
+        how={"file": hashlib.sha256(file.read_bytes()).hexdigest()},
+        memory_bytes=math.nan,
+        notes=dict.fromkeys(joined.missing, "no answer") if missing == "deleted" else {},
+    )
 
 
 def resolve(name: str, language: str) -> System:

@@ -21,8 +21,6 @@ import pandas as pd
 from speechlab.errors import InputError
 
 What = Literal["reference", "hypothesis", "stratum"]
-Missing = Literal["refuse", "deleted", "leave"]
-Extra = Literal["refuse", "leave"]
 
 IDS = ("id", "utterance", "utt_id", "utterance_id", "audio_filepath", "path", "file", "file_name", "audio")
 TEXTS = {
@@ -155,7 +153,7 @@ def _once(path: Path, rows: list[tuple[str, str]]) -> dict[str, str]:
     return found
 
 
-def join(reference: Texts, hypothesis: Texts, missing: Missing = "refuse", extra: Extra = "refuse") -> Joined:
+def join(reference: Texts, hypothesis: Texts, missing: str = "refuse", extra: str = "refuse") -> Joined:
     """Put hypotheses beside their references.
 
     Args:
@@ -166,8 +164,11 @@ def join(reference: Texts, hypothesis: Texts, missing: Missing = "refuse", extra
         extra: Of hypotheses without a reference: ``refuse`` or ``leave`` them out.
 
     Raises:
-        InputError: if some are missing or too many and that is refused, or no utterance is left.
+        InputError: if some are missing or too many and that is refused, no utterance is left, or a policy is not known.
     """
+    if missing not in ("refuse", "deleted", "leave") or extra not in ("refuse", "leave"):
+        got = f"--missing {missing} --extra {extra}"
+        raise InputError("Unknown policy.", got=got, expected="--missing refuse, deleted or leave; --extra refuse or leave")
     absent = tuple(key for key in reference.texts if key not in hypothesis.texts)
     beyond = tuple(key for key in hypothesis.texts if key not in reference.texts)
     if absent and missing == "refuse":
@@ -220,8 +221,11 @@ def trn(ids: Sequence[str], texts: Sequence[str], speakers: Sequence[str] | None
     """
     lines = []
     for i, (key, text) in enumerate(zip(ids, texts, strict=True)):
-        name = re.sub(r"[\s()]", "_", key)
-        if speakers is not None:
-            name = re.sub(r"[\s()_-]", ".", speakers[i]) + "-" + name
-        lines.append(" ".join([*SYNTAX.sub("", text).split(), f"({name})"]) + "\n")
+        lines.append(" ".join([*SYNTAX.sub("", text).split(), f"({trn_id(key, speakers[i] if speakers else None)})"]) + "\n")
     return "".join(lines)
+
+
+def trn_id(key: str, speaker: str | None) -> str:
+    """An utterance's id as :func:`trn` writes it."""
+    name = re.sub(r"[\s()]", "_", key)
+    return name if speaker is None else re.sub(r"[\s()_-]", ".", speaker) + "-" + name

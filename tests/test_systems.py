@@ -6,7 +6,7 @@ import mlflow
 import pytest
 from evaluated import experiment
 
-from speechlab import checkpoints, config, evaluation, models, optim, systems, tracking
+from speechlab import cases, checkpoints, config, corpora, evaluation, models, optim, results, systems, tracking
 from speechlab.errors import InputError
 from speechlab.runs import Run
 
@@ -92,3 +92,59 @@ def test_several_are_measured_into_a_folder_of_their_own(run, small_whisper, rep
     assert alone.folder == run.path / "evaluations" and {e.system for e in alone.evaluations} == {"pretrained", "finetuned"}
     with pytest.raises(InputError, match="named twice"):
         systems.measure([run.id, str(run.path)], tmp_path / "config.yaml", progress=False)
+
+
+@pytest.fixture
+def few(reports):
+    """A corpus of a few test clips, and the config that says so."""
+    settings = experiment()
+    (reports / "few.yaml").write_text(settings.to_yaml())
+    return corpora.configured(settings.corpus), reports / "few.yaml"
+
+
+def table(path, texts: dict[str, str]):
+    path.write_text("id,text\n" + "".join(f'{id},"{text}"\n' for id, text in texts.items()))
+    return str(path)
+
+
+def test_somebody_s_hypotheses_are_an_evaluation(few, tmp_path):
+    corpus, settings = few
+    said = {cut.id: cut.supervisions[0].text for cut in corpus.cuts["test"]}
+    *right, last = said
+    theirs = table(tmp_path / "their system.csv", said | {last: "zebra " * 3})
+    done = systems.measure([theirs], settings, out=tmp_path / "out", progress=False)
+    (found,) = done.evaluations
+    assert (found.system, found.condition, found.context, found.label) == ("their.system", "clean", "", "their.system")
+    errors = dict(zip(found.rows.id, found.scores("english").errors_U, strict=True))
+    assert errors[last] >= 3 and all(errors[id] == 0 for id in right)
+    assert found.rtfx != found.rtfx and found.timed is None and not found.notes
+    assert evaluation.load(done.folder)[0].wer == found.wer
+    row = results.speeds(results.summary(done.evaluations, done.experiment.evaluation))
+    assert row["RTFx"].isna().all()
+
+    again = systems.measure([str(done.folder / "their.system--clean--.hyp.trn")], settings, out=tmp_path / "again", progress=False)
+    assert again.evaluations[0].scores("english").errors == found.scores("english").errors, "the lab's own trn fits too"
+    opened = cases.opened(str(done.folder), "", settings)
+    assert opened.system is None and opened.missing == "somebody's hypotheses" and len(opened.cuts) == len(said)
+
+
+def test_hypotheses_that_do_not_fit_the_clips(few, tmp_path):
+    corpus, settings = few
+    said = {cut.id: cut.supervisions[0].text for cut in corpus.cuts["test"]}
+    first = next(iter(said))
+    lacking = table(tmp_path / "a.csv", {id: text for id, text in said.items() if id != first})
+    beyond = table(tmp_path / "b.csv", {**said, "nobody": "x"})
+    how = {"config": settings, "out": tmp_path / "out", "progress": False}
+    with pytest.raises(InputError, match="1 of .* have no hypothesis(.|\n)*--missing deleted"):
+        systems.measure([lacking], **how)
+    with pytest.raises(InputError, match="1 hypotheses have no reference(.|\n)*test clips of prompts"):
+        systems.measure([beyond], **how)
+    with pytest.raises(InputError, match="Unknown policy"):
+        systems.measure([beyond], **how, extra="drop")
+    with pytest.raises(InputError, match="named twice"):
+        systems.measure([lacking, lacking], **how)
+    assert not (tmp_path / "out").exists()
+    (found,) = systems.measure([lacking], **how, missing="deleted").evaluations
+    assert found.notes == {first: "no answer"} and found.scores("english").deletions == len(said[first].split())
+    (found,) = systems.measure([beyond], **how, extra="leave").evaluations
+    assert found.wer == 0

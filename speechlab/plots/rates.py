@@ -68,7 +68,7 @@ def error_rates(table: pd.DataFrame) -> hv.Overlay:
     """
     need(table, ["system", "condition", "context", "wer", "low", "high"], "error_rates")
     rows = table[table.wer.notna()]
-    rows = rows.assign(place=[", ".join((c, CONTEXTS.get(x, x))) for c, x in zip(rows.condition, rows.context, strict=True)])
+    rows = rows.assign(place=[", ".join(filter(None, (c, CONTEXTS.get(x, x)))) for c, x in zip(rows.condition, rows.context, strict=True)])
     places, systems = list(dict.fromkeys(rows.place)), list(dict.fromkeys(rows.system.astype(str)))
     x, y = hv.Dimension("wer", label="WER", unit="%"), hv.Dimension("at", label=" ")
     tips = [("system", "@system"), ("where", "@place"), ("WER", "@wer{0.00} %"), ("95 % interval", "@low{0.00} to @high{0.00} %")]
