@@ -74,9 +74,12 @@ def measure(
         progress: Whether to show progress bars.
 
     Raises:
-        InputError: if a name is not known, a file does not fit the test clips, or as for :func:`speechlab.evaluation.evaluate_all`.
+        InputError: if a name is not known, there are overrides for a run alone, a file does not fit the test clips, or as for
+            :func:`speechlab.evaluation.evaluate_all`.
     """
     if len(names) == 1 and (run := _run(names[0])):
+        if overrides:
+            raise InputError("A run alone is evaluated by its own config.", got=", ".join(overrides), do="--conditions, --workers")
         corpus = corpora.configured(run.config.corpus)
         done = evaluation.evaluate_run(run, conditions, workers=workers, progress=progress)
         return Measured(run.id, run.path / "evaluations", done, run.config, corpus)

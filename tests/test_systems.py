@@ -90,6 +90,8 @@ def test_several_are_measured_into_a_folder_of_their_own(run, small_whisper, rep
     assert {e.name for e in evaluation.load(done.folder)} == {e.name for e in done.evaluations}
     alone = systems.measure([run.id], progress=False)
     assert alone.folder == run.path / "evaluations" and {e.system for e in alone.evaluations} == {"pretrained", "finetuned"}
+    with pytest.raises(InputError, match="by its own config"):
+        systems.measure([run.id], overrides=["evaluation.latency=false"], progress=False)
     with pytest.raises(InputError, match="named twice"):
         systems.measure([run.id, str(run.path)], tmp_path / "config.yaml", progress=False)
 
