@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from speechlab import cli_corpus, cli_score, runs
+from speechlab import cli_corpus, cli_registry, cli_reproduce, cli_runs, cli_score, runs
 from speechlab import config as configs
 from speechlab.cli_corpus import QUICKSTART, ConfigOption, out
 from speechlab.cli_score import SetOption
@@ -29,6 +29,9 @@ app = typer.Typer(
 )
 app.add_typer(cli_corpus.app, name="corpus")
 app.add_typer(cli_score.app)
+app.add_typer(cli_reproduce.app)
+app.add_typer(cli_runs.app)
+app.add_typer(cli_registry.app)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 RunArgument = Annotated[str, typer.Argument(help="run id, path, or latest")]

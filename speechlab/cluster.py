@@ -32,7 +32,7 @@ from typing import Any
 from speechlab import detached, pool, storage
 from speechlab.config import ClusterConfig, Experiment
 from speechlab.errors import InputError
-from speechlab.runs import Event, Run, write_atomic
+from speechlab.runs import Event, Run
 from speechlab.share import Machine, Share
 from speechlab.units import Seconds
 
@@ -143,13 +143,7 @@ def _work(path: Path, world: Any, heard: Callable[[Event], None] | None = None) 
         corpus = corpora.configured(experiment.corpus)
         start = training.begin(experiment, Clips.of(corpus))
         if world.rank == 0 and not run.provenance:
-            record = provenance.collect(
-                experiment,
-                f"{run.path.parent.name}/{run.id}/config.yaml",
-                {"manifest_sha256": corpus.manifest_sha256, "licence": corpus.licence, "attribution": corpus.attribution},
-                {"name": start.name, "source": start.source, "sha256": start.sha256, "revision": start.revision, "licence": start.licence},
-            )
-            write_atomic(run.path / "provenance.json", provenance.to_json(record))
+            provenance.keep(run, corpus, start, world.size, world.device)
         for event in training.train(experiment, corpus, str(start.path), run, world):
             if world.rank == 0:
                 run.append(event)

@@ -269,6 +269,7 @@ def evaluate_all(
     folder: Path,
     names: Sequence[str] = (),
     *,
+    usual: bool = False,
     progress: bool = True,
 ) -> list[Evaluation]:
     """Evaluate systems on the test clips of a corpus under several conditions; what the folder holds is not measured again.
@@ -282,6 +283,7 @@ def evaluate_all(
         experiment: Its evaluation, seed, precision, device and the cluster's address are used.
         folder: Where the tables are kept.
         names: Of conditions; none are the experiment's.
+        usual: Whether to leave the other contexts of clean speech out.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -298,7 +300,12 @@ def evaluate_all(
     texts = [cut.supervisions[0].text for cut in corpus.cuts["train"]] if settings.search else []
     heard = {c.name: conditions.prepare(c.name, cuts, experiment.seed, corpus=corpus, noise=noise) for c in wanted}
     have = {e.name: e for e in load(folder)}
-    todo = [(system, heard[c.name], context) for system in available for c in wanted for context in _contexts(system, c.kind == "clean")]
+    todo = [
+        (system, heard[c.name], context)
+        for system in available
+        for c in wanted
+        for context in _contexts(system, c.kind == "clean" and not usual)
+    ]
     found = []
     # tqdm.std: text that a terminal, a notebook and a papermill log all show; its widget is blank offline
     bar = tqdm(total=len(cuts) * len(todo), unit="clip", disable=not progress)

@@ -15,6 +15,7 @@ outputs, which :mod:`speechlab.markup` and :mod:`speechlab.plots` escape. Markdo
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import time
@@ -144,14 +145,7 @@ def execute(
 
 
 def _check_names(notebook: Path, parameters: Mapping[str, Any]) -> None:
-    import papermill
-
-    try:
-        known = list(papermill.inspect_notebook(str(notebook)))
-    except Exception as e:  # nbformat and papermill raise several kinds for a file that is no notebook
-        raise InputError(
-            f"{notebook} cannot be read.", got=str(e), expected="a notebook that names its kernel (kernelspec python3)"
-        ) from None
+    known = _parameters(notebook)
     for name in parameters:
         if not name.isidentifier() or name not in known:
             raise InputError(
@@ -160,6 +154,27 @@ def _check_names(notebook: Path, parameters: Mapping[str, Any]) -> None:
                 expected="a name from its parameters cell",
                 do=did_you_mean(name, known) if known else "the notebook takes no parameters",
             )
+
+
+def _parameters(notebook: Path) -> list[str]:
+    """The names that a notebook's parameters cell assigns; papermill's own reader leaves lines with two equals signs out."""
+    import nbformat
+
+    try:
+        found = nbformat.read(notebook, as_version=4)
+        nbformat.validate(found)
+        _ = found.metadata.kernelspec.name
+        cells = [cell.source for cell in found.cells if "parameters" in cell.metadata.get("tags", [])]
+        lines = ast.parse(cells[0]).body if cells else []
+    except Exception as e:  # nbformat and ast raise several kinds for a file that is no notebook
+        expected = "a notebook that names its kernel (kernelspec python3)"
+        raise InputError(f"{notebook} cannot be read.", got=f"{type(e).__name__}: {e}", expected=expected) from None
+    targets = [
+        line.target if isinstance(line, ast.AnnAssign) else line.targets[0]
+        for line in lines
+        if isinstance(line, ast.AnnAssign | ast.Assign)
+    ]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 # -- the page ------------------------------------------------------------------------------------

@@ -7,6 +7,9 @@ thing serves the live cell, the batch run, the served page and the reader a mont
       config.yaml        the resolved config, frozen
       overrides.txt      cluster.* and tracking.* values given since, one a line, of which the last counts: see Run.change
       provenance.json    code, data, weights, seeds, hardware: see speechlab.provenance
+      code.patch         what the code had that its commit has not, if anything
+      manifest.jsonl.gz  the clips, a line each, with the digest of their samples
+      packages.txt       what was installed
       budget.json        how much audio a pass may hear: see speechlab.budget
       threads.json       how many a worker has, by number of workers: see speechlab.world
       events.jsonl       one JSON object a line; kinds in EVENT_KINDS

@@ -57,6 +57,7 @@ def measure(
     workers: int | None = None,
     missing: str = "refuse",
     extra: str = "refuse",
+    usual: bool = False,
     progress: bool = True,
 ) -> Measured:
     """Evaluate systems by their names; what was measured before is not measured again.
@@ -71,6 +72,7 @@ def measure(
         workers: Processes that decode, in place of ``evaluation.workers``; None is the config's.
         missing: Of test clips that a file has no answer for, as for :func:`speechlab.utterances.join`.
         extra: Of answers for what is no test clip, likewise.
+        usual: Whether several are decoded in their usual context only, as for :func:`speechlab.evaluation.evaluate_all`.
         progress: Whether to show progress bars.
 
     Raises:
@@ -85,14 +87,14 @@ def measure(
         return Measured(run.id, run.path / "evaluations", done, run.config, corpus)
     experiment = configs.load(config, [*overrides, *([] if workers is None else [f"evaluation.workers={workers}"])])
     files = [Path(name) for name in names if Path(name).is_file()]
-    found = [resolve(name, experiment.corpus.language) for name in names if not Path(name).is_file()]
+    found = [resolve(name, experiment.corpus.language, experiment.tracking.uri) for name in names if not Path(name).is_file()]
     called = [*(system.name for system in found), *(_plain(file.stem) for file in files)]
     if twice := [name for name in called if called.count(name) > 1]:
         raise InputError("A system is named twice.", got=twice[0], expected="each once")
     corpus = corpora.configured(experiment.corpus)
     given = [answered(file, corpus, experiment, missing, extra) for file in files]
     folder = Path(out) if out else configs.reports() / "evaluations" / time.strftime("%Y%m%d-%H%M%S")
-    done = evaluation.evaluate_all(found, corpus, experiment, folder, conditions, progress=progress) if found else []
+    done = evaluation.evaluate_all(found, corpus, experiment, folder, conditions, usual=usual, progress=progress) if found else []
     for one in given:
         evaluation.save(folder, one)
     done += given
@@ -133,19 +135,20 @@ def answered(file: Path, corpus: corpora.Corpus, experiment: Experiment, missing
     )
 
 
-def resolve(name: str, language: str) -> System:
+def resolve(name: str, language: str, uri: str | None = None) -> System:
     """A system by its name.
 
     Args:
         name: ``RUN`` (its best checkpoint) or ``RUN:pretrained``; ``models:/name@alias`` or ``models:/name/version`` of the registry;
             or weights as in ``model.weights`` of a config, after ``family:`` where neither name nor folder tells it.
         language: Of the speech.
+        uri: Tracking URI of the registry; None is SQLite beside the runs.
 
     Raises:
         InputError: if nothing of that name is known or can be had, or it cannot be used.
     """
     if name.startswith(REGISTERED):
-        folder = tracking.model(name)
+        folder = tracking.model(name, uri)
         found = weights.resolve(_family(name, folder), str(folder))
         return System(_plain(name.removeprefix(REGISTERED)), _family(name, folder), str(found.path), found.sha256, language, name)
     place, _, which = name.partition(":")

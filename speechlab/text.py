@@ -96,16 +96,21 @@ def _nfc(text: str) -> str:
 def escape(text: object) -> str:
     """Make untrusted text inert in HTML: the one place where a transcript becomes markup.
 
-    Markup characters are escaped, and control, separator and bidirectional-override characters, which
-    could reorder what a reader sees, are shown as their code point.
+    Markup characters are escaped, and what :func:`shown` shows is shown.
 
     >>> escape("<b>&")
     '&lt;b&gt;&amp;'
-    >>> escape("a" + chr(0x202E) + "b")
+    """
+    return html.escape(shown(text), quote=True)
+
+
+def shown(text: object) -> str:
+    """The text with control, separator and bidirectional-override characters, which could reorder what a reader sees, as code points.
+
+    >>> shown("a" + chr(0x202E) + "b")
     'a[U+202E]b'
     """
-    shown = (f"[U+{ord(c):04X}]" if _hidden(c) else c for c in str(text))
-    return html.escape("".join(shown), quote=True)
+    return "".join(f"[U+{ord(c):04X}]" if _hidden(c) else c for c in str(text))
 
 
 def _hidden(char: str) -> bool:

@@ -4,7 +4,7 @@
 an event twice changes nothing. :class:`Follower` calls it once a second from a thread. A tracker that
 is locked, slow or gone costs a message in the run; ``speechlab track RUN`` catches up at any time.
 
-Not covered yet: the registry, system metrics, dataset inputs, decimation for MLflow's own page.
+Not covered yet: system metrics, dataset inputs, decimation for MLflow's own page.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ BATCH = 1000  # metrics MLflow takes in one call
 PARAMS = 50  # for one call; MLflow takes at most 100
 STEP_METRICS = ("loss", "lr", "grad_norm", "clips", "audio_seconds", "padded_seconds", "step_seconds", "wait_seconds", "memory_bytes")
 VALIDATION_METRICS = ("wer", "cer")
+FILE_TAG = "speechlab.file"  # of a registered version: SHA-256 of its model.safetensors
+DESCRIBING = ("config.yaml", "provenance.json", "code.patch", "manifest.jsonl.gz", "packages.txt")  # files of a run, where it has them
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "FAILED"}
 
 
@@ -47,9 +50,9 @@ def model(name: str, uri: str | None = None) -> Path:
         uri: Tracking URI of its registry; None is SQLite beside the runs.
 
     Raises:
-        InputError: if the registry has no such model, or it holds no folder of weights.
+        InputError: if the registry has no such model, it holds no folder of weights, or other weights than were registered.
     """
-    client = _client(uri or f"sqlite:///{configs.reports() / 'mlflow.db'}")
+    client = connect(uri)
     found = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/([0-9]+))", name)
     if not found:
         raise InputError("A registered model is not named like this.", got=name, expected="models:/name@alias or models:/name/version")
@@ -59,19 +62,68 @@ def model(name: str, uri: str | None = None) -> Path:
     try:
         about = client.get_model_version_by_alias(title, alias) if alias else client.get_model_version(title, version)
         where = client.get_model_version_download_uri(title, about.version)
-        folder = Path(
-            mlflow.artifacts.download_artifacts(where, dst_path=str(_kept(title, about.version)), tracking_uri=client.tracking_uri)
-        )
+        folder = Path(mlflow.artifacts.download_artifacts(where, dst_path=str(_kept(about)), tracking_uri=client.tracking_uri))
     except Exception as e:  # MLflow raises several kinds
         raise InputError("The registered model cannot be had.", got=f"{name}: {str(e)[:300]}", expected="a model of the registry") from None
     held = sorted(path.parent for path in folder.rglob("model.safetensors"))
     if not held:
         raise InputError("The registered model holds no weights that can be loaded.", got=name, expected="a folder with model.safetensors")
+    found_sha256 = sha256_of(held[0])
+    if (expected := about.tags.get(FILE_TAG, found_sha256)) != found_sha256:
+        got = f"{name}: {found_sha256}"
+        raise InputError("The registered model's weights are not those that were registered.", got=got, expected=expected)
     return held[0]
 
 
-def _kept(title: str, version: str) -> Path:
-    place = fetch.cache() / "registered" / hashlib.sha256(title.encode()).hexdigest()[:12] / str(version)
+def sha256_of(folder: Path) -> str:
+    """SHA-256 of a folder's model.safetensors."""
+    with open(folder / "model.safetensors", "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def recorded(run: Run) -> str:
+    """The id of a run in MLflow, which gets what it does not have of it yet.
+
+    Raises:
+        Exception: as for :func:`catch_up`.
+    """
+    catch_up(run)
+    found = _Sent.read(run).mlflow_run
+    assert found is not None
+    return found
+
+
+def reproduced(original: Run, again: Run, level: str) -> str:
+    """Note in MLflow, on a run, that it was made again; a tracker that is away costs no more than a message.
+
+    Args:
+        original: Of it MLflow gets the tags ``speechlab.reproduced``, ``….at`` (UTC) and ``….by``, which speak of the last rerun, and
+            the verdict's files of each.
+        again: The rerun, whose directory holds the verdict.
+        level: Of the verdict.
+
+    Returns:
+        What to say: where it was noted, or why it was not; empty if the original is not tracked.
+    """
+    if not original.config.tracking.enabled:
+        return ""
+    tags = {"speechlab.reproduced": level, "speechlab.reproduced.by": again.id}
+    tags["speechlab.reproduced.at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    try:
+        mlflow_run = recorded(original)
+        client = connect(uri_for(original))
+        for name in ("reproduction.json", "reproduction.html"):
+            client.log_artifact(mlflow_run, str(again.path / name), f"reproductions/{again.id}")
+        for key, value in tags.items():
+            client.set_tag(mlflow_run, key, value)
+    except Exception as e:  # MLflow raises several kinds
+        return f"MLflow: {type(e).__name__}: {str(e)[:300]}; the verdict stands, and is in {again.path}"
+    return f"noted in MLflow, on run {mlflow_run}"
+
+
+def _kept(about: Any) -> Path:
+    of = about.tags.get(FILE_TAG) or f"{about.name}/{about.version}"  # two registries may each have a version of that name
+    place = fetch.cache() / "registered" / hashlib.sha256(of.encode()).hexdigest()[:12]
     place.mkdir(parents=True, exist_ok=True)
     return place
 
@@ -91,7 +143,7 @@ def catch_up(run: Run) -> int:
 
 
 def _send(run: Run) -> int:
-    client = _client(uri_for(run))
+    client = connect(uri_for(run))
     sent = _Sent.read(run)
     if sent.mlflow_run is None:
         sent = sent.replace(mlflow_run=_create(client, run))
@@ -190,7 +242,12 @@ class _Sent:
         write_atomic(run.path / "tracking.json", json.dumps(vars(self)).encode())
 
 
-def _client(uri: str) -> Any:
+def connect(uri: str | None = None) -> Any:
+    """An ``MlflowClient`` that says little and does not wait long.
+
+    Args:
+        uri: Tracking URI; None is SQLite beside the runs.
+    """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # a tracker that is away must not hold the last catch-up for minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -199,7 +256,7 @@ def _client(uri: str) -> Any:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     import mlflow
 
-    return mlflow.MlflowClient(tracking_uri=uri)
+    return mlflow.MlflowClient(tracking_uri=uri or f"sqlite:///{configs.reports() / 'mlflow.db'}")
 
 
 def _create(client: Any, run: Run) -> str:
@@ -231,7 +288,7 @@ def _describe(client: Any, run: Run, mlflow_run: str) -> None:
     for start in range(0, len(params), PARAMS):
         client.log_batch(mlflow_run, params=params[start : start + PARAMS])
     client.log_batch(mlflow_run, tags=[RunTag(k, str(v)) for k, v in tags.items() if v])
-    for name in ("config.yaml", "provenance.json"):
+    for name in DESCRIBING:
         if (run.path / name).exists():
             client.log_artifact(mlflow_run, str(run.path / name))
 

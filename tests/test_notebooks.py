@@ -96,7 +96,7 @@ def test_the_report_is_one_file_with_everything(reported):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["03_train.ipynb", "04_evaluate.ipynb", "05_errors.ipynb", "06_compare.ipynb"])
+@pytest.mark.parametrize("name", ["03_train.ipynb", "04_evaluate.ipynb", "05_errors.ipynb", "06_compare.ipynb", "07_reproduce.ipynb"])
 def test_notebooks_under_nbval(name, reported, tmp_path):
     prepared, given = tmp_path / name, {"run": str(reported.path)}
     if name.startswith("06"):

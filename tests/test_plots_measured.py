@@ -128,7 +128,7 @@ def test_deadlines_are_drawn_in_milliseconds_and_without_end_left_out(tables):
 
 @given(st.floats(1e-3, 1e5), st.floats(1.5, 1e6))
 def test_ticks_of_a_logarithmic_axis_lie_on_it(least, times):
-    ticks = measured._ticks(pd.Series([least, least * times]))
+    ticks = measured.ticks(pd.Series([least, least * times]))
     assert ticks == sorted(ticks) and all(0.99 * least <= tick <= 1.01 * least * times for tick in ticks)
     assert len(ticks) <= 9 and (times < 10 or ticks)
 

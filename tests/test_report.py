@@ -55,6 +55,15 @@ def test_an_unknown_parameter_is_an_input_error_before_anything_runs(notebook, t
     assert not (tmp_path / "out.ipynb").exists()
 
 
+def test_a_parameter_with_equals_signs_is_one_too(tmp_path):
+    """papermill's inspector leaves such lines out, with a warning."""
+    cell = code('space: str = "lr=1"  # key=value texts\nother = 2\nif other:\n    inner = 3', "parameters")
+    path = write(tmp_path / "n.ipynb", cell, code("print(space, other)"))
+    assert report._parameters(path) == ["space", "other"]
+    executed = report.execute(path, tmp_path / "out.ipynb", {"space": "lr=2"}, progress=False)
+    assert "lr=2 2" in executed.read_text()
+
+
 def test_a_notebook_without_parameters_says_so(tmp_path):
     with pytest.raises(InputError, match="takes no parameters"):
         report.execute(write(tmp_path / "n.ipynb", code("1")), tmp_path / "out.ipynb", {"x": 1})

@@ -6,6 +6,8 @@ import json
 import sqlite3
 import threading
 import time
+from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +83,51 @@ def test_evaluations_become_metrics(run):
     (run.path / "evaluations" / "finetuned--clean--short.json").write_text(json.dumps(meta))
     tracking.catch_up(run)
     assert recorded(run)[0].data.metrics["test/finetuned/clean/short/wer"] == 0.03
+
+
+def test_what_describes_a_run_goes_along(run):
+    for name in tracking.DESCRIBING[1:]:
+        (run.path / name).write_bytes(b"{}")
+    tracking.catch_up(run)
+    found, _, client = recorded(run)
+    assert {a.path for a in client.list_artifacts(found.info.run_id)} == set(tracking.DESCRIBING)
+
+
+def rerun(folder, **values):
+    """A rerun with its verdict's files."""
+    again = runs.Run.create(config.load("configs/smoke.yaml", ["tracking.enabled=false"]), folder)
+    (again.path / "reproduction.json").write_text(json.dumps(values))
+    (again.path / "reproduction.html").write_text("<p>verdict</p>")
+    return again
+
+
+def test_a_reproduction_is_noted_on_the_original(run, tmp_path):
+    made = [rerun(tmp_path / "reproductions", level=level) for level in ("different", "bit-exact")]
+    for again, level in zip(made, ("different", "bit-exact"), strict=True):
+        assert "noted in MLflow" in tracking.reproduced(run, again, level)
+    found, losses, client = recorded(run)
+    tags = {k: v for k, v in found.data.tags.items() if k.startswith("speechlab.reproduced")}
+    at = tags.pop("speechlab.reproduced.at")
+    assert abs(datetime.fromisoformat(at).timestamp() - time.time()) < 60
+    assert tags == {"speechlab.reproduced": "bit-exact", "speechlab.reproduced.by": made[1].id}, "the last one"
+    assert len(losses) == 3, "it was not in MLflow before, and is now"
+    for again in made:
+        place = f"reproductions/{again.id}"
+        kept = [a.path for a in client.list_artifacts(found.info.run_id, place)]
+        assert kept == [f"{place}/reproduction.html", f"{place}/reproduction.json"]
+    text = client.download_artifacts(found.info.run_id, f"reproductions/{made[1].id}/reproduction.json", str(tmp_path))
+    assert json.loads(Path(text).read_text()) == {"level": "bit-exact"}
+
+
+def test_a_tracker_that_is_away_costs_the_verdict_nothing(tmp_path):
+    away, off = (
+        runs.Run.create(config.load("configs/smoke.yaml", [item]), tmp_path)
+        for item in ("tracking.uri=http://127.0.0.1:9", "tracking.enabled=false")
+    )
+    again = rerun(tmp_path)
+    said = tracking.reproduced(away, again, "bit-exact")
+    assert said.startswith("MLflow: ") and "the verdict stands" in said and str(again.path) in said
+    assert tracking.reproduced(off, again, "bit-exact") == "" and not (tmp_path / "mlflow.db").exists()
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from speechlab.plots.fusion import weights
 from speechlab.plots.measured import deadlines, latencies, rejection, reliability, wer_by, wer_over, wer_over_snr
 from speechlab.plots.pairs import difference, trainings
 from speechlab.plots.rates import durations, error_rates, histogram
+from speechlab.plots.side import dev_wer, wer_over_cost, wer_over_rtf
 from speechlab.plots.sound import MOST_COLUMNS, spectrogram, waveform
 from speechlab.plots.style import COLOURS, decimate, extension, grid
 from speechlab.plots.training import (
@@ -30,9 +31,9 @@ from speechlab.plots.training import (
 )  # fmt: skip
 
 __all__ = [
-    "COLOURS", "CURVES", "MOST_COLUMNS", "Html", "alignment_html", "curves", "deadlines", "decimate", "definitions_html", "difference",
-    "dimension", "durations", "error_rates", "errors_by_length", "errors_by_position", "extension", "gradient_norm", "grid", "histogram",
-    "in_percent", "latencies", "learning_rate", "loss", "memory", "phone_confusions", "player_html", "rejection", "reliability",
-    "samples_html", "spectrogram", "speed", "substitutions", "table_html", "trainings", "trials", "waste", "waveform", "weights",
-    "wer_by", "wer_over", "wer_over_snr", "word_error_rate",
+    "COLOURS", "CURVES", "MOST_COLUMNS", "Html", "alignment_html", "curves", "deadlines", "decimate", "definitions_html", "dev_wer",
+    "difference", "dimension", "durations", "error_rates", "errors_by_length", "errors_by_position", "extension", "gradient_norm", "grid",
+    "histogram", "in_percent", "latencies", "learning_rate", "loss", "memory", "phone_confusions", "player_html", "rejection",
+    "reliability", "samples_html", "spectrogram", "speed", "substitutions", "table_html", "trainings", "trials", "waste", "waveform",
+    "weights", "wer_by", "wer_over", "wer_over_cost", "wer_over_rtf", "wer_over_snr", "word_error_rate",
 ]  # fmt: skip

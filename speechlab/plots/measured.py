@@ -136,7 +136,7 @@ def deadlines(table: pd.DataFrame) -> hv.Overlay:
     every = ["wer", "low", "high", "met_wer", "met_low", "met_high", "coverage", "met", "utterances"]
     layers.append(hv.Scatter(rows, x, every).opts(color=COLOURS[2], size=5, tools=["hover"], hover_tooltips=tips))
     reach = (0.95 * rows.budget.min(), 1.05 * rows.budget.max()) if len(rows) else (1.0, 10.0)
-    ends = {"xticks": _ticks(rows.budget) or 5, "xlim": reach, "xlabel": "time budget (ms)", "ylabel": "coverage and WER (%)"}
+    ends = {"xticks": ticks(rows.budget) or 5, "xlim": reach, "xlabel": "time budget (ms)", "ylabel": "coverage and WER (%)"}
     overlay = hv.Overlay(layers).opts(logx=True, legend_cols=2, **ends)
     return finish(overlay, "What a deadline costs, 95 % intervals", height=300, floor=True)
 
@@ -243,7 +243,7 @@ def _padded(x: pd.Series) -> tuple[float, float]:
     return least - pad, most + pad
 
 
-def _ticks(x: pd.Series) -> list[float]:
+def ticks(x: pd.Series) -> list[float]:
     """1, 2, 5, 10 and so on within a logarithmic axis; of more than two decades the powers of ten alone."""
     if not len(x):
         return []
