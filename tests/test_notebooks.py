@@ -117,7 +117,7 @@ def test_notebooks_under_nbval(name, reported, tmp_path):
         str(tmp_path),
         str(prepared),
     ]
-    done = subprocess.run(validate, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(validate, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:]
 
 
