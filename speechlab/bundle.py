@@ -74,8 +74,7 @@ def pack(run: Run, out: Path) -> Bundle:
         InputError: if the run is not finished, its files are not those of its record, it has no undamaged checkpoint, the lock that it
             was made with cannot be had, it holds a password, or the file cannot be written.
     """
-    if (state := run.state) != "finished":
-        raise InputError(f"Run {run.id} is not finished.", got=state, expected="finished", do=f"speechlab train --resume {run.id}")
+    run.need_finished()
     members = _members(run)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:

@@ -74,11 +74,11 @@ def model(run: Run) -> Model:
 
 
 def _table(evaluations: list[Evaluation], experiment: Experiment) -> pd.DataFrame:
-    """Each condition once, in the usual context, in the order of the config, clean speech first."""
+    """Each condition once, in the usual context, clean speech first, then by name."""
     if not evaluations:
         return pd.DataFrame()
-    usual = sorted(evaluations, key=lambda e: (e.condition != "clean", ("silence", "clip", "short", "full").index(e.context)))
-    return results.usual(results.summary(usual, experiment.evaluation, experiment.seed))
+    ordered = sorted(results.usual_first(evaluations), key=lambda e: e.condition != "clean")
+    return results.usual(results.summary(ordered, experiment.evaluation, experiment.seed))
 
 
 def export(run: Run, folder: Path) -> Path:

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from speechlab import audio, calibration, conditions, confusions, corpora, evaluation, systems
+from speechlab import audio, calibration, confusions, corpora, evaluation, systems
 from speechlab import config as configs
 from speechlab.errors import InputError, did_you_mean
 from speechlab.evaluation import Evaluation, System
 from speechlab.fetch import FetchError
 from speechlab.listen import log_mel
-from speechlab.markup import CSS, LEGEND, Html, alignment_html, player_html
+from speechlab.markup import CSS, LEGEND, PAGE, Html, alignment_html, player_html
 from speechlab.runs import Run, write_atomic
 from speechlab.text import normaliser
 from speechlab.thumbnails import mel_png, wave_svg
@@ -47,13 +47,6 @@ CASES_CSS = (
 .speechlab .case audio { width: 100%; max-width: 480px; }
 """
 )
-PAGE = Html("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="script-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'">
-<title>{title}</title><style>:root {{ color-scheme: light dark; }} body {{ margin: 0; background: Canvas; color: CanvasText; }}
-main {{ max-width: 780px; margin: 0 auto; padding: 1rem; }} h1 {{ font: 600 1.4em system-ui, sans-serif; }}{css}</style></head>
-<body><main class="speechlab"><h1>{title}</h1><p>{about}</p>{legend}{body}</main></body></html>
-""")
 
 
 @dataclass(frozen=True)
@@ -96,8 +89,7 @@ def opened(run: str | Path, name: str = "", config: str | Path = "configs/quicks
     own = (table.parent.parent / "config.yaml").is_file()
     experiment = Run(table.parent.parent).config if own else configs.load(config)
     corpus = corpora.configured(experiment.corpus)
-    noise = Path(experiment.evaluation.noise) if experiment.evaluation.noise else None
-    heard = conditions.prepare(found.condition, list(corpus.cuts["test"]), experiment.seed, corpus=corpus, noise=noise)
+    heard = evaluation.prepare(found.condition, corpus, experiment)
     if heard.sha256 != found.heard_sha256:
         raise InputError(
             "The clips are not those that this evaluation heard.",

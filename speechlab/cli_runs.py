@@ -6,7 +6,6 @@ What deletes says what it frees and asks first, unless ``--yes``.
 from __future__ import annotations
 
 import json
-from html import unescape
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from speechlab.cli_corpus import out
-from speechlab.text import escape
+from speechlab.text import shown
 from speechlab.units import clock
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ def _number(value: float, digits: int) -> str:
 
 def _shown(text: str) -> Text:
     """Text that is no markup, and whose control characters a terminal does not obey."""
-    return Text(unescape(escape(text)))
+    return Text(shown(text))
 
 
 def _plain(row: dict[Any, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -495,6 +496,19 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
             do = "for example training.epochs=1"
             raise InputError("An override names a value as if it were a section.", got=key, expected="section.key=value", do=do)
     values[last] = value
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values by dotted name, in their order: what :func:`put` takes apart.
+
+    >>> dict(leaves({"optim": {"lr": 1e-5}, "seed": 1}))
+    {'optim.lr': 1e-05, 'seed': 1}
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:

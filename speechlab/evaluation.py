@@ -294,11 +294,10 @@ def evaluate_all(
     """
     settings = experiment.evaluation
     device = infer.device(experiment)
-    noise = Path(settings.noise) if settings.noise else None
-    wanted = conditions.named(tuple(names) or settings.conditions, noise)
+    wanted = conditions.named(tuple(names) or settings.conditions, _noise(experiment))
     cuts = list(corpus.cuts["test"])
     texts = [cut.supervisions[0].text for cut in corpus.cuts["train"]] if settings.search else []
-    heard = {c.name: conditions.prepare(c.name, cuts, experiment.seed, corpus=corpus, noise=noise) for c in wanted}
+    heard = {c.name: prepare(c.name, corpus, experiment) for c in wanted}
     have = {e.name: e for e in load(folder)}
     todo = [
         (system, heard[c.name], context)
@@ -327,6 +326,19 @@ def evaluate_all(
             found.append(known)
         bar.refresh()
     return found
+
+
+def prepare(condition: str, corpus: corpora.Corpus, experiment: Experiment) -> Heard:
+    """A corpus's test clips under a condition, by the seed and the recordings of noise of an experiment.
+
+    Raises:
+        InputError: as for :func:`speechlab.conditions.prepare`.
+    """
+    return conditions.prepare(condition, list(corpus.cuts["test"]), experiment.seed, corpus=corpus, noise=_noise(experiment))
+
+
+def _noise(experiment: Experiment) -> Path | None:
+    return Path(experiment.evaluation.noise) if experiment.evaluation.noise else None
 
 
 def _contexts(system: System, clean: bool) -> tuple[str, ...]:

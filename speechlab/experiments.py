@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from speechlab import checkpoints, conditions, evaluation, models, results, runs
+from speechlab import checkpoints, conditions, evaluation, results, runs
 from speechlab import config as configs
 from speechlab.errors import InputError, did_you_mean
 from speechlab.evaluation import Evaluation
@@ -125,12 +125,9 @@ def _tested(run: Run) -> dict[str, Any]:
 
 def _evaluations(run: Run) -> list[Evaluation]:
     """Those of the trained system, clean speech first, each condition's usual context before others."""
-
-    def place(e: Evaluation) -> tuple[int, int]:
-        usual = list(conditions.STANDARD).index(e.condition) if e.condition in conditions.STANDARD else len(conditions.STANDARD)
-        return usual, list(models.CONTEXTS).index(e.context) if e.context in models.CONTEXTS else 0
-
-    return sorted((e for e in evaluation.load(run.path / "evaluations") if e.system != "pretrained"), key=place)
+    known = [e for e in evaluation.load(run.path / "evaluations") if e.system != "pretrained"]
+    places = {name: place for place, name in enumerate(conditions.STANDARD)}
+    return sorted(results.usual_first(known), key=lambda e: places.get(e.condition, len(places)))
 
 
 def select(rows: pd.DataFrame, patterns: Sequence[str] = (), where: Sequence[str] = ()) -> pd.DataFrame:

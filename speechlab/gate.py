@@ -21,13 +21,12 @@ import pandas as pd
 
 from speechlab import config as configs
 from speechlab import evaluation, results, runs, systems
-from speechlab.cases import PAGE
 from speechlab.comparison import MARGIN, Difference, Verdict, compare, sides
 from speechlab.comparison import judge as judge_difference
 from speechlab.config import EvaluationConfig
 from speechlab.errors import InputError
 from speechlab.evaluation import Evaluation
-from speechlab.markup import CSS, LEGEND, Html, definitions_html, samples_html, table_html
+from speechlab.markup import CSS, LEGEND, PAGE, Html, definitions_html, samples_html, table_html
 from speechlab.runs import write_atomic
 from speechlab.text import shown
 

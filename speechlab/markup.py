@@ -20,6 +20,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from speechlab import text
+from speechlab.config import leaves
 from speechlab.scoring import align
 
 CSS = """
@@ -101,6 +102,16 @@ def _word(op: str, ref: str | None, hyp: str | None) -> Html:
 LEGEND = Html('<p class="faint">{} said but not heard, {} heard but not said, {} said one thing, heard another</p>').format(
     _word("del", "deleted", None), _word("ins", None, "inserted"), _word("sub", "said", "heard")
 )
+
+
+# a page of its own: asks for no network, runs no script
+PAGE = Html("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="script-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'">
+<title>{title}</title><style>:root {{ color-scheme: light dark; }} body {{ margin: 0; background: Canvas; color: CanvasText; }}
+main {{ max-width: 780px; margin: 0 auto; padding: 1rem; }} h1 {{ font: 600 1.4em system-ui, sans-serif; }}{css}</style></head>
+<body><main class="speechlab"><h1>{title}</h1><p>{about}</p>{legend}{body}</main></body></html>
+""")
 
 
 def player_html(mp3: bytes) -> Html:
@@ -187,12 +198,9 @@ def definitions_html(values: Mapping[str, Any]) -> Html:
     return Html("<dl>{}</dl>").format(items)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}.")
-        elif isinstance(value, Sequence) and not isinstance(value, str):
+def _flat(values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    for name, value in leaves(values):
+        if isinstance(value, Sequence) and not isinstance(value, str):
             yield name, ", ".join(str(item) for item in value) or "–"
         else:
             yield name, "–" if value is None else value

@@ -14,10 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from speechlab import audio, conditions, corpora, evaluation, text, utterances
+from speechlab import audio, corpora, evaluation, text, utterances
 from speechlab import strata as tables
 from speechlab.comparison import Difference, Families, compare, families
-from speechlab.config import CorpusConfig
 from speechlab.errors import InputError
 from speechlab.runs import Run
 from speechlab.scoring import Scores, score
@@ -126,7 +125,8 @@ def sounds(name: str) -> dict[str, Any]:
         return {}
     experiment = Run(run).config
     heard = next(e for e in evaluation.load(path.parent) if e.name == path.stem)
-    return heard_cuts(experiment.corpus, heard.condition, experiment.seed, experiment.evaluation.noise)
+    clips = evaluation.prepare(heard.condition, corpora.configured(experiment.corpus), experiment)
+    return {cut.id: cut for cut in clips.cuts}
 
 
 def sound(clips: dict[str, Any], id_: str) -> bytes | None:
@@ -159,10 +159,3 @@ def strata(both: Pair, clips: dict[str, Any], path: str | Path | None = None) ->
         for name, (label, unit) in MEASURES.items():
             found[label] = tables.bands(known[name], unit=unit)
     return {name: labels for name, labels in found.items() if labels.nunique() > 1}
-
-
-def heard_cuts(config: CorpusConfig, condition: str, seed: int, noise: str | None) -> dict[str, Any]:
-    """The test clips of a corpus under a condition, by id."""
-    corpus = corpora.configured(config)
-    clips = conditions.prepare(condition, list(corpus.cuts["test"]), seed, corpus=corpus, noise=Path(noise) if noise else None)
-    return {cut.id: cut for cut in clips.cuts}

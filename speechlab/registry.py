@@ -73,8 +73,7 @@ def register(run: Run, name: str) -> Version:
         InputError: if the name cannot be used, the run is not finished, has no undamaged checkpoint, or the tracker cannot be reached.
     """
     _check(name)
-    if (state := run.state) != "finished":
-        raise InputError(f"Run {run.id} is not finished.", got=state, expected="finished", do=f"speechlab train --resume {run.id}")
+    run.need_finished()
     made = card.model(run)
     uri = tracking.uri_for(run)
     with _asked(uri) as client:

@@ -21,9 +21,9 @@ from typing import Any
 import pandas as pd
 
 from speechlab import commit, evaluation, provenance, verdict
-from speechlab.cases import PAGE
+from speechlab.corpora.base import lines_sha256
 from speechlab.errors import InputError
-from speechlab.markup import CSS, Html, definitions_html, table_html
+from speechlab.markup import CSS, PAGE, Html, definitions_html, table_html
 from speechlab.runs import Run, write_atomic
 from speechlab.utterances import some
 from speechlab.verdict import Verdict
@@ -104,9 +104,7 @@ class _Child:
 
 def _checked(run: Run) -> tuple[str, bytes]:
     """The commit and the patch of a run that can be made again."""
-    if run.state != "finished":
-        do = f"speechlab train --resume {run.id}"
-        raise InputError(f"Run {run.id} is not finished.", got=run.state, expected="a run that trained to its end", do=do)
+    run.need_finished()
     row = run.provenance.get("code", {})
     if not row.get("git_sha"):
         raise InputError("The run does not say which commit made it.", got=run.id, expected="a run made in a git checkout")
@@ -156,7 +154,7 @@ def _verify(run: Run, child: _Child, folder: Path) -> None:
             f"{len(found['broken'])} clips are not what the run was trained on.", got=got, expected="the samples of the manifest"
         )
     wanted = run.provenance["data"]["manifest_sha256"]
-    got = hashlib.sha256("".join(f"{line}\n" for line in found["manifest"]).encode()).hexdigest()
+    got = lines_sha256(found["manifest"])
     if got == wanted:
         return
     kept = provenance.clips(run)

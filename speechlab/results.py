@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from speechlab import conditions, latency
+from speechlab import conditions, latency, models
 from speechlab.comparison import Difference, Families, compare
 from speechlab.config import EvaluationConfig
 from speechlab.evaluation import Evaluation
@@ -105,6 +105,12 @@ def summary(evaluations: Sequence[Evaluation], settings: EvaluationConfig, seed:
 def usual(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of :func:`summary` in each system's usual context, in which all conditions were heard: its first of a condition."""
     return table.drop_duplicates(["system", "condition"]).reset_index(drop=True)
+
+
+def usual_first(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Those in a family's usual context before those in others, else in the order they have."""
+    rank = {context: place for place, context in enumerate(models.CONTEXTS)}
+    return sorted(evaluations, key=lambda e: rank.get(e.context, 0))
 
 
 def rates(table: pd.DataFrame) -> pd.DataFrame:

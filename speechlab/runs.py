@@ -215,6 +215,15 @@ class Run:
         """Where the run stands: a held lock means running, else the last terminal event decides."""
         return "running" if self.locked() else ended(self.events())
 
+    def need_finished(self) -> None:
+        """Refuse a run that has not trained to its end.
+
+        Raises:
+            InputError: unless it is finished.
+        """
+        if (state := self.state) != "finished":
+            raise InputError(f"Run {self.id} is not finished.", got=state, expected="finished", do=f"speechlab train --resume {self.id}")
+
     # -- one driver at a time -------------------------------------------------------------------
 
     @contextmanager

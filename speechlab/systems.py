@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from speechlab import conditions as hearing
 from speechlab import config as configs
 from speechlab import corpora, evaluation, models, runs, tracking, utterances
 from speechlab.config import Experiment
@@ -128,7 +127,7 @@ def answered(file: Path, corpus: corpora.Corpus, experiment: Experiment, missing
         condition="clean",
         context="",
         weights_sha256="",
-        heard_sha256=hearing.prepare("clean", list(cuts.values()), experiment.seed, corpus=corpus).sha256,
+        heard_sha256=evaluation.prepare("clean", corpus, experiment).sha256,
         how={"file": hashlib.sha256(file.read_bytes()).hexdigest()},
         memory_bytes=math.nan,
         notes=dict.fromkeys(joined.missing, "no answer") if missing == "deleted" else {},

@@ -295,14 +295,7 @@ def _describe(client: Any, run: Run, mlflow_run: str) -> None:
 
 def flatten(experiment: Experiment) -> dict[str, Any]:
     """The config as ``section.key`` names, for trackers and tables."""
-
-    def leaves(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for key, value in values.items():
-            flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-        return flat
-
-    return leaves(experiment.model_dump(), "")
+    return dict(configs.leaves(experiment.model_dump()))
 
 
 def _metrics(event: Event) -> list[Any]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from speechlab import comparison, pairs, provenance, runs
+from speechlab.config import leaves
 from speechlab.errors import InputError
 from speechlab.runs import Run
 from speechlab.statistics import Interval
@@ -172,7 +173,7 @@ def _facts(run: Run) -> dict[str, Any]:
     kept = run.provenance
     starts = [e for e in run.events() if e["kind"] == "start"]
     facts: dict[str, Any] = {"code": code(kept["code"])} if "code" in kept else {}
-    facts |= {f"configuration.{k}": v for k, v in _flat(run.config.model_dump(mode="json")) if not k.startswith(ASIDE)}
+    facts |= {f"configuration.{k}": v for k, v in leaves(run.config.model_dump(mode="json")) if not k.startswith(ASIDE)}
     facts |= {"data.clips": kept["data"]["manifest_sha256"]} if "data" in kept else {}
     facts |= {f"weights.{k}": v for k, v in kept.get("weights", {}).items() if k in ("name", "sha256")}
     facts["seeds.seed"] = run.config.seed
@@ -181,7 +182,7 @@ def _facts(run: Run) -> dict[str, Any]:
     if (run.path / "packages.txt").exists():
         listed = (line.split("==", 1) for line in (run.path / "packages.txt").read_text("utf-8").splitlines())
         facts |= {f"dependencies.{name}": version for name, version in listed if name != "speechlab"}
-    facts |= {f"execution.{k}": v for k, v in _flat(kept.get("execution", {})) if k != "environment.OMP_NUM_THREADS"}
+    facts |= {f"execution.{k}": v for k, v in leaves(kept.get("execution", {})) if k != "environment.OMP_NUM_THREADS"}
     if starts:
         facts |= {f"execution.{k}": starts[0].get(k) for k in ("workers", "device", "precision", "device_seconds")}
         facts["execution.threads"] = threads(run)
@@ -203,14 +204,6 @@ def code(row: Mapping[str, Any]) -> str:
     known = row.get("patch_sha256")
     lost = row.get("left_out") or (row.get("dirty") and "patch" not in row)
     return f"{row['git_sha']}" + (f" with patch {known[:12]}" if known else "") + (f" {LOST}" if lost else "")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def differing(kept: list[str], found: list[str]) -> Iterator[str]:

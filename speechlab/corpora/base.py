@@ -310,8 +310,11 @@ def joined(corpora: Sequence[Corpus]) -> Corpus:
 
 
 def _identity(cuts: dict[str, CutSet]) -> str:
-    """SHA-256 over the lines of the manifest, each ended by a newline."""
-    lines = manifest([cut for split in SPLITS for cut in cuts[split]])
+    return lines_sha256(manifest([cut for split in SPLITS for cut in cuts[split]]))
+
+
+def lines_sha256(lines: Iterable[str]) -> str:
+    """SHA-256 over the lines of a manifest, each ended by a newline."""
     return hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
 
 
