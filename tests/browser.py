@@ -78,6 +78,15 @@ def watch(page: Any) -> Log:
     return log
 
 
+def settle(page: Any) -> None:
+    """Wait until Panel lets a click in JupyterLab through.
+
+    Its comm holds events back while one is unanswered, for five seconds at most (``comm_manager.ts``). One that is sent before the
+    kernel knows the comm never is answered, as happens on a busy machine, and a click in those five seconds would stay in the buffer.
+    """
+    page.wait_for_timeout(6000)
+
+
 def pwned(page: Any) -> bool:
     """Whether injected script ran."""
     return bool(page.evaluate("window.pwned !== undefined"))

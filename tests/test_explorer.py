@@ -7,7 +7,7 @@ import time
 
 import panel as pn
 import pytest
-from browser import EVIL_TEXT, chromium, free_port, play, pwned, watch
+from browser import EVIL_TEXT, chromium, free_port, play, pwned, settle, watch
 from bs4 import BeautifulSoup
 from heard import clips, heard
 from test_cases import run  # noqa: F401
@@ -259,9 +259,10 @@ def open_page(browser, url, **context):
     return page, log
 
 
-def titled(page, title: str) -> None:
+def titled(page, title: str | re.Pattern) -> None:
     """Wait until the list has this title."""
-    page.locator("h3").filter(has_text=re.compile(f"^{re.escape(title)}$")).wait_for(timeout=10_000)
+    pattern = title if isinstance(title, re.Pattern) else re.compile(f"^{re.escape(title)}$")
+    page.locator("h3").filter(has_text=pattern).wait_for(timeout=30_000)
 
 
 def click_at(page, title: str, x: float, y: float, until: str) -> None:
@@ -308,7 +309,7 @@ def test_clicks_searches_and_likeness_in_chromium(chrome, made, cuts):
         page.get_by_role("button", name="hardest first").click()
         titled(page, "Most errors first")
         page.get_by_role("button", name="▶").click()
-        page.get_by_text("11 to 16 of 16").wait_for(timeout=10_000)
+        page.get_by_text("11 to 16 of 16").wait_for(timeout=30_000)
         assert log.errors == []
         assert log.external == []
     finally:
@@ -370,9 +371,9 @@ def test_the_notebook_s_explorer_answers_in_jupyterlab(chrome, lab, run):  # noq
     # the last cell's table: until then the kernel has no time for clicks
     page.locator(".jp-OutputArea-output", has_text="clips.csv, clips.jsonl").first.wait_for(timeout=240_000)
     page.get_by_text("Most errors first").first.scroll_into_view_if_needed()
-    page.wait_for_timeout(2000)
+    settle(page)
     page.get_by_role("button", name="like this by wording").first.click()
-    page.locator("h3").filter(has_text=re.compile("^Like .*, by wording$")).wait_for(timeout=20_000)
+    titled(page, re.compile("^Like .*, by wording$"))
     page.get_by_placeholder("said > heard").fill("something")
     page.keyboard.press("Enter")
     titled(page, "“something”")

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from browser import canvas_pixels, chromium, free_port, watch
+from browser import canvas_pixels, chromium, free_port, settle, watch
 
 from speechlab import runs
 from speechlab.corpora import decisions
@@ -53,7 +53,7 @@ def lab(tmp_path, prompts, tiny_en):
 
     yield prepared
     server.terminate()
-    server.wait(30)
+    server.wait(120)
 
 
 def run_all(page, url: str) -> None:
@@ -109,14 +109,14 @@ def test_the_signal_notebook_s_sliders_work_in_jupyterlab(lab):
         page.locator(".jp-OutputArea-output", has_text="times probability").first.wait_for(timeout=240_000)
         handle = page.locator(".noUi-handle").first
         handle.scroll_into_view_if_needed()
-        page.wait_for_timeout(1000)
+        settle(page)
         place = handle.bounding_box()
         x, y = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
         page.mouse.move(x, y)  # by the mouse: Lab keeps the arrow keys for itself
         page.mouse.down()
         page.mouse.move(x + 40, y, steps=5)
         page.mouse.up()
-        page.get_by_text(re.compile(r"factor 1\.(1[1-9]|[2-9])")).first.wait_for(timeout=30_000)
+        page.get_by_text(re.compile(r"factor 1\.(1[1-9]|[2-9])")).first.wait_for(timeout=60_000)
         assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").count() == 0
         page.screenshot(path=str(project / "lab.png"))
         assert log.external == []
@@ -130,10 +130,11 @@ def test_a_transcript_is_decided_about_in_jupyterlab(lab, prompts):
         log = watch(page)
         run_all(page, url)
         page.get_by_text("manifest " + prompts.manifest_sha256[:12]).first.wait_for(timeout=300_000)  # the last cell's table
+        settle(page)
         page.get_by_role("button", name="accept").first.click()
-        page.get_by_text("2 of 4").first.wait_for(timeout=30_000)
+        page.get_by_text("2 of 4").first.wait_for(timeout=60_000)
         page.get_by_role("button", name="drop").first.click()
-        page.get_by_text("3 of 4").first.wait_for(timeout=30_000)
+        page.get_by_text("3 of 4").first.wait_for(timeout=60_000)
         made = decisions.read(project / "decisions.jsonl")
         assert [d.verdict for d in made.values()] == ["accept", "drop"]
         page.screenshot(path=str(project / "lab.png"))

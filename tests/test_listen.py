@@ -263,7 +263,7 @@ def test_a_slider_works_in_a_browser(wave):
             handle.focus()
             for _ in range(3):
                 shown.keyboard.press("ArrowRight")
-            shown.get_by_text("factor 1.25").wait_for(timeout=10_000)
+            shown.get_by_text("factor 1.25").wait_for(timeout=30_000)
             shown.wait_for_timeout(500)
             after = [canvas_pixels(shown, i) for i in range(count)]
             assert sum(b != a for b, a in zip(before, after, strict=True)) == 1  # the changed spectrogram alone is painted anew
