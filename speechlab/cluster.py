@@ -138,7 +138,7 @@ def _work(path: Path, world: Any, heard: Callable[[Event], None] | None = None) 
 
     run = Run(path)
     experiment = run.config
-    world.same_threads(run)
+    world.same_bits(run)
     try:
         corpus = corpora.configured(experiment.corpus)
         start = training.begin(experiment, Clips.of(corpus))

@@ -42,14 +42,20 @@ class World:
         dist.all_gather_object(parts, rows)
         return [row for part in parts for row in part]
 
-    def same_threads(self, run: Run) -> None:
-        """Have as many threads as the run began with, on a CPU, for this number of workers: their number changes the bits.
+    def same_bits(self, run: Run) -> None:
+        """Have sums added up in the same order as before, on a CPU: in as many threads as the run began with, by deterministic kernels.
+
+        The kernels cost no time that could be measured (``reports/LOG.md``); where there is none, torch warns. The threads are those of
+        this number of workers: how many they are changes the bits.
 
         Args:
             run: Keeps the number in ``threads.json``.
         """
         if self.device != "cpu":
             return
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # would only cost time: no kernel here reads what it has not written
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         path = run.path / "threads.json"
         kept = json.loads(path.read_text("utf-8")) if path.exists() else {}
         threads = kept.get(str(self.size), torch.get_num_threads())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -66,6 +67,33 @@ def test_at_30_s_the_encoder_equals_transformers(small, four):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one thread adds up in one order")
+def test_gradients_of_positions_are_the_same_each_time(real):
+    """A training that is repeated ends with the same bits only if they are: the quickstart did not, before positions were given once."""
+    tokens_BL = torch.randint(50_000, (64, 40), generator=torch.Generator().manual_seed(0))
+    states_BFD = torch.randn(64, 4, real.net.config.d_model, generator=torch.Generator().manual_seed(1))
+    table = real.net.model.decoder.embed_positions.weight
+
+    def gradient(how) -> torch.Tensor:
+        return torch.autograd.grad(how(tokens_BL, states_BFD).square().sum(), table)[0]
+
+    def theirs(tokens_BL, states_BFD) -> torch.Tensor:
+        return real.net.model.decoder(input_ids=tokens_BL, encoder_hidden_states=states_BFD, use_cache=False).last_hidden_state
+
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(False)
+    try:
+        first = gradient(real._decode)
+        assert all(torch.equal(gradient(real._decode), first) for _ in range(4))
+        known = gradient(theirs)
+        torch.testing.assert_close(first, known, rtol=1e-4, atol=1e-4 * known.abs().max().item())
+        assert any(not torch.equal(gradient(theirs), known) for _ in range(100))  # negative control
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict)
+
+
 @torch.no_grad()
 def test_at_30_s_the_real_encoder_equals_transformers(real, four):
     theirs = real.net.model.encoder(features(four)).last_hidden_state

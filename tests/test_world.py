@@ -34,19 +34,24 @@ def test_one_alone_needs_no_group():
 
 def test_a_run_goes_on_with_the_threads_it_began_with(tmp_path):
     run = Run.create(config.validate({"name": "t", "question": "?"}, "test"), tmp_path)
-    before = torch.get_num_threads()
+    before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
         torch.set_num_threads(2)
-        World().same_threads(run)
+        torch.use_deterministic_algorithms(False)
+        World(device="cuda").same_bits(run)
+        assert not torch.are_deterministic_algorithms_enabled()
+        World().same_bits(run)
+        assert torch.are_deterministic_algorithms_enabled()
         torch.set_num_threads(1)
-        World().same_threads(run)
+        World().same_bits(run)
         assert torch.get_num_threads() == 2
-        World(1, 2).same_threads(run)  # two workers have a number of their own, which the first of them keeps
+        World(1, 2).same_bits(run)  # two workers have a number of their own, which the first of them keeps
         assert torch.get_num_threads() == 2
         torch.set_num_threads(1)
-        World(0, 2).same_threads(run)
+        World(0, 2).same_bits(run)
         torch.set_num_threads(2)
-        World(0, 2).same_threads(run)
+        World(0, 2).same_bits(run)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+        torch.use_deterministic_algorithms(strict)

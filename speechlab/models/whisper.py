@@ -97,12 +97,22 @@ class Whisper(nn.Module):
         """
         tokens_BL, labels_BL = self._labels(batch.texts)
         states_BFD = self.encode(batch)
-        hidden_BLD = self.net.model.decoder(input_ids=tokens_BL, encoder_hidden_states=states_BFD, use_cache=False).last_hidden_state
+        hidden_BLD = self._decode(tokens_BL, states_BFD)
         logits_BLV = self.net.proj_out(hidden_BLD)
         total = nn.functional.cross_entropy(logits_BLV.float().flatten(0, 1), labels_BL.flatten(), ignore_index=-100, reduction="sum")
         return Loss(total, int((labels_BL != -100).sum()))
 
     forward = loss  # what DistributedDataParallel calls
+
+    def _decode(self, tokens_BL: Tensor, states_BFD: Tensor) -> Tensor:
+        # Positions are given once for all clips. By itself transformers repeats them for each, and the gradient of that lookup adds up the
+        # clips in the order in which threads come by (index_put with accumulate), so that two trainings differ in the last bits.
+        positions_1L = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)[None]
+        decoder = self.net.model.decoder
+        states_BLD: Tensor = decoder(
+            input_ids=tokens_BL, position_ids=positions_1L, encoder_hidden_states=states_BFD, use_cache=False
+        ).last_hidden_state
+        return states_BLD
 
     @torch.inference_mode()
     def likelihoods(self, batch: Batch, candidates: list[list[str]]) -> list[list[tuple[float, int]]]:
@@ -123,7 +133,7 @@ class Whisper(nn.Module):
             counts = self.count_tokens(texts)
             fit = [text if count <= room else "" for text, count in zip(texts, counts, strict=True)]
             tokens_BL, labels_BL = self._labels(tuple(fit))
-            hidden_BLD = self.net.model.decoder(input_ids=tokens_BL, encoder_hidden_states=states_BFD, use_cache=False).last_hidden_state
+            hidden_BLD = self._decode(tokens_BL, states_BFD)
             rows, columns = torch.nonzero(labels_BL != -100, as_tuple=True)
             nats = torch.zeros(len(texts), device=hidden_BLD.device)
             for start in range(0, len(rows), LOGITS):
