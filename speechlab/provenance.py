@@ -155,14 +155,17 @@ def record(run: Run) -> dict[str, Any]:
         As :data:`SCHEMA` says; of a run made by an earlier version of the lab what that version kept.
     """
     events = run.events()
-    begun, checkpoints, steps = run.provenance, runs.per_step(events, "checkpoint"), run.steps()
-    chain = [{"step": int(step), "digest": digest} for step, digest in zip(checkpoints.step, checkpoints.digest, strict=True)] if len(
-        checkpoints
-    ) else []  # fmt: skip
+    begun, steps = run.provenance, run.steps()
+    digests: dict[str, dict[int, str]] = {"step": {}, "checkpoint": {}}
+    for kind, found in digests.items():
+        rows = runs.per_step(events, kind).to_dict("records")
+        found.update((row["step"], row["digest"]) for row in rows if isinstance(row.get("digest"), str))
+    chain = [{"step": step, "digest": digest} for step, digest in sorted({**digests["step"], **digests["checkpoint"]}.items())]
+    final = digests["checkpoint"][max(digests["checkpoint"])] if digests["checkpoint"] else None
     sittings = _sittings(events)
     return {
         **begun,
-        "weights": {**begun.get("weights", {}), "final_sha256": chain[-1]["digest"] if chain else None, "chain": chain},
+        "weights": {**begun.get("weights", {}), "final_sha256": final, "chain": chain},
         "time": {"start": sittings[0][0] if sittings else None, "end": sittings[-1][1] if sittings else None},
         "cost": {
             "seconds": sum(end - start for start, end, _ in sittings),

@@ -47,7 +47,7 @@ State = Literal["new", "running", "finished", "stopped", "failed", "interrupted"
 EVENT_KINDS = {
     "start": "a driver began or resumed: steps, epochs, workers, device, precision, resumed_from, corpus, parameters, device_seconds",
     "step": "one optimizer step: step, epoch, loss, lr, grad_norm, clips, tokens, infeasible, skipped, audio_seconds, padded_seconds, "
-    "full_context, step_seconds, wait_seconds, memory_bytes",
+    "full_context, step_seconds, wait_seconds, memory_bytes, digest (of the weights, every so many steps)",
     "validation": "step, epoch, wer, cer, clips, seconds, samples",
     "checkpoint": "step, path, digest, bytes, seconds, best",
     "message": "level, text",

@@ -1,6 +1,6 @@
 """Whether one run repeated another: to the bit, in its error rate, in its inputs only, or not.
 
-:func:`compare` is a pure function of two run directories. Weights are compared by the digests of their checkpoints and losses as the
+:func:`compare` is a pure function of two run directories. Weights are compared by the chain of their digests and losses as the
 exact numbers that they are, so a verdict names the first step that differs; what differs between the two records stands beside it.
 
 Not covered: more than two runs; how far apart weights are that differ.
@@ -58,7 +58,7 @@ class Verdict:
         first_step: Of the run, that differs; None if none does.
         reason: What differs in it, or why nothing could be compared.
         steps: That were compared.
-        digests: Checkpoints whose weights were compared.
+        digests: Of weights, after checkpoints and between them, that were compared.
         changes: What differs between the two records.
         points: Difference in WER of the final evaluations, again minus original, in points; None where it was not measured.
         interval: Of that difference, in points.
@@ -99,7 +99,7 @@ def compare(original: Run, again: Run, margin: float = comparison.MARGIN) -> Ver
     if first_step is None:
         level, text = (
             "bit-exact",
-            f"the losses of {steps} steps and the weights of {digests} checkpoint{'s' * (digests != 1)} are equal to the bit",
+            f"the losses of {steps} steps and the weights after {digests} of them are equal to the bit",
         )
     else:
         level = "different" if inputs or beyond else "statistically equal" if within else "same code and data"
@@ -132,13 +132,14 @@ def _first(original: Run, again: Run) -> tuple[int | None, str, int, int]:
     for run, found in ((original, a), (again, b)):
         if not found["step"] or not found["checkpoint"]:
             raise InputError(f"Run {run.id} has nothing to compare.", got=run.state, expected="a run with steps and a checkpoint")
-    common = a["checkpoint"].keys() & b["checkpoint"].keys()  # one that was interrupted has more of them
+    kept = [{link["step"]: link["digest"] for link in provenance.record(run)["weights"]["chain"]} for run in (original, again)]
+    common = kept[0].keys() & kept[1].keys()  # one that was interrupted has more of them
     for step in sorted(a["step"].keys() | b["step"].keys()):
         if step not in a["step"] or step not in b["step"]:
             return step, f"{original.id if step in a['step'] else again.id} alone has it", step - 1, len(common)
         ours, theirs = a["step"][step], b["step"][step]
         differ = [f"{k} {ours[k]!r} and {theirs[k]!r}" for k in EXACT if k in ours and k in theirs and not _same(ours[k], theirs[k])]
-        if not differ and step in common and a["checkpoint"][step]["digest"] != b["checkpoint"][step]["digest"]:
+        if not differ and step in common and kept[0][step] != kept[1][step]:
             differ = ["the weights after it"]
         if differ:
             return step, ", ".join(differ), len(a["step"]), len(common)

@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch.amp.grad_scaler import GradScaler
 
-from speechlab import audio, checkpoints, config, corpora, models, training
+from speechlab import audio, checkpoints, config, corpora, models, provenance, training
 from speechlab.batches import Clips, feed
 from speechlab.errors import InputError
 from speechlab.models import Loss
@@ -287,6 +287,20 @@ def test_each_variant_goes_on_exactly_where_it_was_stopped(train, name):
     assert_same(undisturbed, stopped)
     best = [run.events()[-1]["best"] for run in (undisturbed, stopped)]
     assert best[0] == best[1]
+
+
+@pytest.mark.parametrize("name", ["ema", "lora", "mean of checkpoints"])
+def test_a_digest_between_checkpoints_is_what_a_checkpoint_there_would_have(train, monkeypatch, name):
+    monkeypatch.setattr(training, "DIGEST_STEPS", 1)
+    monkeypatch.setattr(training, "DIGEST_PARAMETERS", 10**9)
+    made = experiment(**VARIANTS[name])
+    digests = [e["digest"] for e in train(made).events() if e["kind"] == "step"]
+    assert len(set(digests)) == len(digests), "each step moves the weights"
+    stopped = train(made, stop_after=2)
+    kept = {e["step"]: e["digest"] for e in stopped.events() if e["kind"] == "checkpoint"}
+    assert kept[3] == digests[2] and provenance.record(stopped)["weights"]["chain"][-1] == {"step": 3, "digest": digests[2]}
+    monkeypatch.setattr(training, "DIGEST_STEPS", 2)
+    assert [e["digest"] for e in train(made).events() if e["kind"] == "step"] == [d if i % 2 else None for i, d in enumerate(digests)]
 
 
 def test_the_average_is_what_is_published_and_the_weights_go_on_beside_it(train, whole):

@@ -21,7 +21,7 @@ def names(found: verdict.Verdict) -> list[str]:
 def test_equal_runs_are_bit_exact(tmp_path):
     found = verdict.compare(run(tmp_path), run(tmp_path))
     assert (found.level, found.first_step, found.steps, found.digests, found.changes) == ("bit-exact", None, 3, 2, ())
-    assert found.text == "bit-exact: the losses of 3 steps and the weights of 2 checkpoints are equal to the bit"
+    assert found.text == "bit-exact: the losses of 3 steps and the weights after 2 of them are equal to the bit"
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
@@ -35,6 +35,17 @@ def test_the_first_step_that_differs_is_named_to_the_last_bit(tmp_path, step):
 def test_weights_can_differ_where_no_loss_does(tmp_path):
     found = verdict.compare(run(tmp_path), run(tmp_path, weights="others"))
     assert (found.first_step, found.reason) == (3, "the weights after it")
+
+
+def test_weights_that_differ_between_checkpoints_are_noticed_there(tmp_path):
+    original, again = run(tmp_path), run(tmp_path, weights="others")
+    for one, digest in ((original, "a" * 64), (again, "b" * 64)):
+        lines = (one.path / "events.jsonl").read_text().splitlines(keepends=True)
+        events = [json.loads(line) for line in lines]
+        events = [e | {"digest": digest} if (e["kind"], e.get("step")) == ("step", 1) else e for e in events]
+        (one.path / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    found = verdict.compare(original, again)
+    assert (found.first_step, found.reason, found.digests) == (1, "the weights after it", 3)
 
 
 def test_a_run_that_is_longer_or_was_interrupted(tmp_path):
