@@ -11,7 +11,7 @@ UV     := $(BIN)/uv
 PYTEST ?= tests
 # the quick tests on all cores, a process each; more threads than that would only wait for one another
 # the slow ones have a process at a time; on a shared machine threads that spin while they wait would cost minutes
-QUICK   = OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist loadfile
+QUICK   = OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist loadfile --durations=25 --durations-min=5
 
 .DEFAULT_GOAL := help
 .PHONY: help setup report test quick check lab dashboard lock clean
@@ -24,7 +24,7 @@ report: setup
 
 test: setup .venv/debian check
 	@$(QUICK) $(PYTEST)
-	@OMP_WAIT_POLICY=passive $(BIN)/pytest $(PYTEST) -m slow || [ $$? = 5 ]
+	@OMP_WAIT_POLICY=passive $(BIN)/pytest $(PYTEST) -m slow --durations=40 --durations-min=5 || [ $$? = 5 ]
 
 quick: setup
 	@$(QUICK) $(PYTEST)
