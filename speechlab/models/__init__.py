@@ -90,6 +90,9 @@ class Model(Protocol):
     def transcribe(self, batch: Batch, *, context: str | None = None, fallback: bool = True) -> list[Hypothesis]:
         """One hypothesis a clip, in order; what else is in the batch does not matter. None is the first of ``contexts``."""
 
+    def times(self, batch: Batch, texts: Sequence[str]) -> list[list[tuple[Seconds, Seconds]]]:
+        """Begin and end of each word of each text, in seconds of its clip."""
+
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Label tokens of each transcript: the weight of a clip in a step."""
 

@@ -31,7 +31,7 @@ from speechlab.batches import Batch
 from speechlab.config import ModelConfig, ShapeConfig
 from speechlab.errors import InputError, did_you_mean
 from speechlab.features import HOP, MelEnergies, mask
-from speechlab.models import Hypothesis, Loss, ctc
+from speechlab.models import Hypothesis, Loss, ctc, timing
 from speechlab.units import SAMPLE_RATE, Samples, exact_div
 
 MELS = 80
@@ -168,6 +168,11 @@ class Conformer(nn.Module):
             fallback: Without effect: a CTC model always comes to its end.
         """
         return ctc.transcripts(*self.logits(batch), batch.seconds, self.vocabulary, self.search)
+
+    @torch.inference_mode()
+    def times(self, batch: Batch, texts: Sequence[str]) -> list[timing.Times]:
+        """When each word of each text was said: see :func:`speechlab.models.ctc.times`."""
+        return ctc.times(*self.logits(batch), batch.seconds, self.vocabulary, texts)
 
     def logits(self, batch: Batch) -> tuple[Tensor, list[int]]:
         """Scores of each label in each frame.

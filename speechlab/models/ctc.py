@@ -25,7 +25,7 @@ from torch import Tensor
 
 from speechlab.config import VocabularyConfig
 from speechlab.errors import InputError
-from speechlab.models import Hypothesis, Loss
+from speechlab.models import Hypothesis, Loss, timing
 from speechlab.units import Seconds
 
 LogProbs = NDArray[np.floating[Any]]  # (F, V), natural logarithms
@@ -245,6 +245,37 @@ def transcripts(
         if len(confidences) != len(text.split()):  # labels that are no text
             confidences = [math.prod(confidences) ** (1 / max(1, len(confidences)))] * len(text.split())
         found.append(Hypothesis(text, True, duration, tuple(confidences)))
+    return found
+
+
+def times(
+    logits_BFV: Tensor, frames: Sequence[int], seconds: Sequence[Seconds], vocabulary: Vocabulary, texts: Sequence[str]
+) -> list[timing.Times]:
+    """When each word of each text was said: see :func:`speechlab.models.timing.of_labels`.
+
+    Args:
+        logits_BFV: Scores before softmax.
+        frames: B counts of frames that are not padding.
+        seconds: B durations.
+        vocabulary: Of the model.
+        texts: As the model writes them.
+
+    Raises:
+        InputError: if a text is too long for its clip.
+    """
+    found = []
+    for logits_FV, count, duration, text, ids in zip(logits_BFV, frames, seconds, texts, vocabulary.encode(texts), strict=True):
+        word, inside, places = -1, False, []
+        for label in ids:
+            if vocabulary.begins_word(label):
+                inside = False
+                if not vocabulary.decode([label]).strip():  # a delimiter alone
+                    places.append(-1)
+                    continue
+            word, inside = word + (not inside), True
+            places.append(word)
+        own = timing.of_labels(logits_FV[:count], ids, places, vocabulary.blank, duration)
+        found.append(own if len(own) == len(text.split()) else timing.spread(text.split(), own))
     return found
 
 

@@ -32,7 +32,7 @@ from speechlab.batches import Batch
 from speechlab.config import ModelConfig, ShapeConfig
 from speechlab.errors import InputError, did_you_mean
 from speechlab.features import RawWave
-from speechlab.models import Hypothesis, Loss, ctc
+from speechlab.models import Hypothesis, Loss, ctc, timing
 from speechlab.units import SAMPLE_RATE, Samples
 
 HIDDEN = 0.65  # spans times their length, of a clip's frames, in pretraining: half of them once spans overlap
@@ -194,6 +194,12 @@ class Wav2Vec2(nn.Module):
         return ctc.loss(logits_BFV, frames, self.vocabulary.encode(batch.texts), self.vocabulary.blank)
 
     forward = loss  # what DistributedDataParallel calls
+
+    @torch.inference_mode()
+    def times(self, batch: Batch, texts: Sequence[str]) -> list[timing.Times]:
+        """When each word of each text was said: see :func:`speechlab.models.ctc.times`."""
+        assert self.vocabulary is not None
+        return ctc.times(*self.logits(batch), batch.seconds, self.vocabulary, texts)
 
     def logits(self, batch: Batch) -> tuple[Tensor, list[int]]:
         """Scores of the vocabulary before softmax, logits_BFV, and each clip's frames; while training, spans are hidden."""

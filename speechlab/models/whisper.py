@@ -31,7 +31,7 @@ from speechlab.batches import Batch
 from speechlab.config import ModelConfig
 from speechlab.errors import InputError
 from speechlab.features import LogMel, mask
-from speechlab.models import Hypothesis, Loss, adapters
+from speechlab.models import Hypothesis, Loss, adapters, timing
 from speechlab.models.inference import ALL_FRAMES, FRAMES_PER_SECOND, PLAIN_CONTEXT, Inference, Row
 from speechlab.units import FULL_CONTEXT, TOKENS_PER_SECOND, Seconds
 
@@ -162,6 +162,34 @@ class Whisper(nn.Module):
         if fallback and again:
             for i, hypothesis in zip(again, self._written(batch.rows(again), "full"), strict=True):
                 found[i] = hypothesis
+        return found
+
+    @torch.inference_mode()
+    def times(self, batch: Batch, texts: Sequence[str]) -> list[timing.Times]:
+        """When each word of each text was said, by where the decoder looks while it writes them: see :mod:`speechlab.models.timing`.
+
+        Args:
+            batch: Transcripts in it are not looked at.
+            texts: One a clip, as the model writes them.
+
+        Returns:
+            Of ``text.split()``; without spaces between words, or where a token is no text, the text's stretch dealt out by length.
+        """
+        rows = _text_ids(self.tokenizer, texts)
+        tokens_BL, _ = self._labels(tuple(texts))
+        layers, heads = self.net.model.decoder.layers, self._checkpoint_settings.to_dict().get("alignment_heads")
+        # a checkpoint that names none: all heads of the later half of the layers, as in OpenAI's code
+        every = [(layer, head) for layer in range(len(layers) // 2, len(layers)) for head in range(self.net.config.decoder_attention_heads)]
+        with timing.Listener(layers, [(int(a), int(b)) for a, b in heads or every]).hearing() as heard:
+            self._decode(tokens_BL, self.encode(batch))
+        found = []
+        for i, (text, ids, seconds) in enumerate(zip(texts, rows, batch.seconds, strict=True)):
+            first = len(self._special.prompt) - 1  # where the first token of the text is written; after the last, the end
+            frames = max(1, math.ceil(FRAMES_PER_SECOND * seconds))
+            begins = timing.path(heard.scores(i, first + len(ids) + 1, frames)[first:])
+            pieces = [self.tokenizer.decode([id]) for id in ids]
+            own = timing.of_pieces(begins[:-1], begins[-1], pieces, FRAMES_PER_SECOND) if ids else []
+            found.append(own if len(own) == len(text.split()) else timing.spread(text.split(), own))
         return found
 
     @torch.inference_mode()
