@@ -41,7 +41,7 @@ ONLY_IMPORTER = {
     "kaldingram": {"ngram"},
     "usearch": {"likeness"},
     "PIL": {"thumbnails"},
-    "typer": {"cli", "cli_corpus", "cli_registry", "cli_reproduce", "cli_runs", "cli_score"},
+    "typer": {"cli", "cli_corpus", "cli_registry", "cli_reproduce", "cli_runs", "cli_score", "cli_transcribe"},
     "pydantic": {"config"},
     "jsonschema": {"provenance"},
 }
@@ -125,6 +125,7 @@ def test_modules_have_a_test_file(path):
         "memory": "budget",
         "cli_registry": "registry",
         "cli_runs": "experiments",
+        "cli_transcribe": "passages",
     }
     assert (ROOT / "tests" / f"test_{shared.get(path.stem, path.stem)}.py").exists()
 
