@@ -21,7 +21,18 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ONLY_IMPORTER = {
     "ray": {"cluster", "infer", "ingest", "tune"},  # one trains, one decodes, one prepares, one searches
     "mlflow": {"tracking"},
-    "panel": {"board", "explorer", "listen", "mixer", "report", "review", "style", "trials"},  # report: where its style sheets lie
+    "panel": {
+        "board",
+        "explorer",
+        "listen",
+        "mixer",
+        "players",
+        "playground",
+        "report",
+        "review",
+        "style",
+        "trials",
+    },  # report: where its style sheets lie
     "holoviews": {"board", "explorer", "findings", "listen", "mixer", "trials"}  # the boards, and what lies in plots/
     | {"errors", "fusion", "measured", "pairs", "rates", "side", "sound", "style", "training"},
     "bokeh": {"board", "errors", "listen", "style"},

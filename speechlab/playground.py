@@ -1,0 +1,340 @@
+"""The playground: a clip from a file or the microphone, what one model or two hear in it, and what noise, codecs and rooms do to that.
+
+Notable: what is sent is decoded in a process of its own, with limits on memory, time and length, so that a file made to do harm ends that
+process and no more. Models hear one request after another in one thread, so the page stays alive, and everyone sees the text as it comes.
+
+Not covered: requests of several people batched together; recognition while the microphone is still on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import io
+import json
+import random
+import resource
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import panel as pn
+
+from speechlab import audio, config, decoding, listen, passages, players, pool, provenance, systems, text
+from speechlab.audio import Wave
+from speechlab.errors import InputError
+from speechlab.markup import CSS, LEGEND, Html, alignment_html, table_html
+from speechlab.passages import Passage
+from speechlab.scoring import score
+from speechlab.units import SAMPLE_RATE, Seconds, clock
+
+LARGEST = 16 * 2**20  # bytes of a file: Bokeh's server takes messages of 20 MB, and base64 adds a third
+LONGEST: Seconds = 900.0  # of a clip, decoded
+MEMORY = 4 * 2**30  # bytes that the process that decodes may take, and …
+PATIENCE = 60  # … seconds of processor time
+LOADED = 3  # models kept
+NONE = "none"
+USUAL = ("tiny.en",)
+
+_hearing = ThreadPoolExecutor(1, thread_name_prefix="playground")
+
+
+class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are not read
+    """Shows itself in a cell and as a page.
+
+    Args:
+        names: Models that can be chosen, as for :func:`speechlab.systems.resolve`; the first is chosen.
+        language: Of the speech, for models that are told.
+        keep: Folder for clips that are kept; None is ``playground`` in the folder of runs.
+
+    Raises:
+        InputError: if no model is named.
+    """
+
+    def __init__(self, names: Sequence[str] = USUAL, language: str = "en", keep: str | Path | None = None, **params: Any) -> None:
+        super().__init__(**params)
+        if not names:
+            raise InputError("The playground has no model.", got="none", expected="a name", do=f"Playground({list(USUAL)})")
+        self.language, self._keep = language, Path(keep) if keep else config.reports() / "playground"
+        self._wave_N: Wave | None = None
+        self._changed_N: Wave | None = None
+        self._heard: list[tuple[str, list[Passage]]] = []
+        self._took: dict[str, Seconds] = {}
+        self._blinded = False
+        wide = {"sizing_mode": "stretch_width", "max_width": 420, "margin": 0}
+        self.file = pn.widgets.FileInput(label="A recording", accept="audio/*,video/*,.flac,.opus,.g722", **wide)
+        self.microphone = players.Microphone(margin=0)
+        self.a = pn.widgets.Select(label="Model", options=list(names), **wide)
+        self.b = pn.widgets.Select(label="beside it", options=[NONE, *names], **wide)
+        self.blind = _tick("blind: names are shown on request")
+        self.reveal = pn.widgets.Button(label="Show the names", visible=False, margin=0)
+        self.effect = pn.widgets.Select(label="Heard through", options=[NONE, *(effect.name for effect in listen.EFFECTS)], **wide)
+        self.strength = pn.widgets.DiscreteSlider(label="strength", options=[0.0], visible=False, **wide)
+        self.reference = pn.widgets.TextInput(label="What was said, for the WER", **wide)
+        self.go = pn.widgets.Button(label="Transcribe", color="primary", disabled=True, margin=0)
+        self.consent = _tick("whoever speaks agrees that the clip is kept for tests")
+        self.store = pn.widgets.Button(label="Keep the clip", disabled=True, margin=0)
+        self.said, self.rates = _live(), _live()
+        self.player = players.Player(visible=False, sizing_mode="stretch_width")
+        self.saves = pn.FlexBox(visible=False, gap="8px", margin=(6, 0))
+        for kind in passages.FORMATS:
+            save = pn.widgets.FileDownload(
+                callback=lambda kind=kind: self._written(kind), filename=f"transcript.{kind}", label=kind.upper()
+            )
+            save.margin = 0
+            self.saves.append(save)
+        self.file.param.watch(self._sent, "value")
+        self.microphone.param.watch(self._recorded, "wav")
+        self.effect.param.watch(self._chosen, "value")
+        self.strength.param.watch(self._again, "value_throttled")
+        self.go.on_click(self._transcribe)
+        self.store.on_click(self._stored)
+        self.reveal.on_click(lambda _: self._named())
+        self.reference.param.watch(lambda _: self._rated(), "value")
+        for box in (self.reference, self.consent):
+            box.param.watch(lambda _: self._storable(), "value")
+        self._tell("Choose a file or record something.")
+
+    def __panel__(self) -> pn.viewable.Viewable:
+        """The layout."""
+        row = {"sizing_mode": "stretch_width", "align_items": "end", "gap": "8px 16px", "margin": (6, 0)}
+        return pn.Column(
+            pn.FlexBox(self.file, self.microphone, **row),
+            pn.FlexBox(self.a, self.b, self.blind, **row),
+            pn.FlexBox(self.effect, self.strength, self.reference, **row),
+            pn.FlexBox(self.go, self.reveal, **row),
+            self.said,
+            self.player,
+            self.rates,
+            self.saves,
+            pn.FlexBox(self.consent, self.store, **row),
+            sizing_mode="stretch_width",
+        )
+
+    # -- a clip comes -------------------------------------------------------------------------------
+
+    async def _sent(self, event: Any) -> None:
+        if event.new:
+            await self._take(bytes(event.new), self.file.filename or "the file")
+
+    async def _recorded(self, event: Any) -> None:
+        if event.new:
+            await self._take(base64.b64decode(event.new), "the recording")
+
+    async def _take(self, data: bytes, name: str) -> None:
+        self._tell("Reading …")
+        try:
+            self._wave_N = await asyncio.to_thread(decoded, data, text.shown(name))
+        except InputError as e:
+            self._wave_N = None
+            self.go.disabled = True
+            self._tell(str(e))
+            return
+        self.go.disabled = False
+        await self._show()
+        await self._transcribe()
+
+    async def _chosen(self, event: Any) -> None:
+        effect = next((e for e in listen.EFFECTS if e.name == event.new), None)
+        self.strength.visible = effect is not None and len(effect.strengths) > 1
+        if effect is not None:
+            unit = f", {effect.unit}" if effect.unit else ""
+            self.strength.param.update(label=f"{effect.parameter}{unit}", options=list(effect.strengths), value=effect.usual)
+        await self._again()
+
+    async def _again(self, *_: Any) -> None:
+        if self._wave_N is not None:
+            await self._show()
+            await self._transcribe()
+
+    async def _show(self) -> None:
+        """The clip as it is now heard, before anything is recognised in it."""
+        assert self._wave_N is not None
+        effect = next((e for e in listen.EFFECTS if e.name == self.effect.value), None)
+        wave_N = self._wave_N
+        self._changed_N = await asyncio.to_thread(effect.apply, wave_N, float(self.strength.value), 1) if effect else wave_N
+        self._heard = []
+        pictured = await asyncio.to_thread(players.picture, self._changed_N)
+        self.player.param.update(rows=[], visible=True, **pictured)
+        self.rates.value, self.saves.visible = "", False
+
+    # -- it is recognised -----------------------------------------------------------------------------
+
+    async def _transcribe(self, *_: Any) -> None:
+        if self._changed_N is None or self.go.disabled:
+            return
+        wave_N = self._changed_N
+        names = list(dict.fromkeys(name for name in (self.a.value, self.b.value) if name != NONE))
+        self._blinded = bool(self.blind.value) and len(names) > 1
+        if self._blinded:
+            random.shuffle(names)
+        self.go.disabled, self._took = True, {}
+        self._heard = [(name, []) for name in names]
+        try:
+            for i, name in enumerate(names):
+                self._tell(f"{self._title(i)} listens …")
+                async for passage in self._coming(name, wave_N):
+                    self._heard[i][1].append(passage)
+                    self.player.rows = players.rows([(self._title(j), heard) for j, (_, heard) in enumerate(self._heard)])
+        except InputError as e:
+            self._tell(str(e))
+            return
+        finally:
+            self.go.disabled = self._wave_N is None
+        silent = not any(passage.words for _, heard in self._heard for passage in heard)
+        self._tell("Nobody speaks in it." if silent else "")
+        self.reveal.visible = self._blinded
+        self.saves.visible = not silent
+        self._rated()
+        self._storable()
+
+    async def _coming(self, name: str, wave_N: Wave) -> AsyncIterator[Passage]:
+        """Passages as they are heard, in the one thread that hears."""
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+        def work() -> None:
+            try:
+                model, precision = _loaded(name, self.language)
+                began = time.perf_counter()
+                for passage, _ in passages.hear(model, wave_N, precision=precision):
+                    loop.call_soon_threadsafe(queue.put_nowait, passage)
+                self._took[name] = time.perf_counter() - began
+                loop.call_soon_threadsafe(queue.put_nowait, None)
+            except Exception as e:
+                loop.call_soon_threadsafe(queue.put_nowait, e)
+
+        _hearing.submit(work)
+        while (got := await queue.get()) is not None:
+            if isinstance(got, InputError):
+                raise got
+            if isinstance(got, Exception):
+                raise InputError(
+                    f"{name} could not hear the clip.", got=f"{type(got).__name__}: {got}"[:300], do="try another model"
+                ) from got
+            yield got
+
+    def _title(self, i: int) -> str:
+        return "first" if self._blinded and not i else "second" if self._blinded else self._heard[i][0]
+
+    def _named(self) -> None:
+        self._blinded, self.reveal.visible = False, False
+        self.player.rows = players.rows(self._heard)
+        self._rated()
+
+    def _rated(self) -> None:
+        """Time, and against a reference errors, of each system."""
+        if not self._heard or self._changed_N is None:
+            return
+        seconds, said = len(self._changed_N) / SAMPLE_RATE, self.reference.value.strip()
+        rules = text.normaliser("english" if self.language == "en" else "basic")
+        rows, lines = [], []
+        for i, (name, heard) in enumerate(self._heard):
+            hypothesis, took = " ".join(p.text for p in heard), self._took.get(name)
+            row: dict[str, object] = {"system": self._title(i)}
+            row |= {"time": clock(took), "RTF": f"{took / seconds:.2f}"} if took is not None else {}
+            if said and rules.words(said):
+                counts = score([said], [hypothesis], rules)
+                row |= {"WER": f"{100 * counts.wer:.1f} %", "errors": f"{counts.errors} of {counts.words} words"}
+                lines.append(Html("<p>{}: {}</p>").format(self._title(i), alignment_html(said, hypothesis, rules)))
+            rows.append(row)
+        import pandas as pd
+
+        body = Html("{}{}{}").format(table_html(pd.DataFrame(rows)), Html("").join(lines), LEGEND if lines else "")
+        self.rates.value = str(Html('<div class="speechlab">{}</div>').format(body))
+
+    # -- it is taken along ------------------------------------------------------------------------------
+
+    def _written(self, kind: str) -> io.StringIO:
+        return io.StringIO(passages.FORMATS[kind](self._heard[0][1] if self._heard else []))
+
+    def _storable(self) -> None:
+        self.store.disabled = not (self.consent.value and self.reference.value.strip() and self._wave_N is not None)
+
+    def _stored(self, _: Any) -> None:
+        if self._wave_N is None or self.store.disabled:
+            return
+        path = keep(self._wave_N, self.reference.value.strip(), self._keep)
+        self._tell(f"Kept as {path.name}; train or test on it with corpus.name=own and corpus.root={self._keep}")
+
+    def _tell(self, words: str) -> None:
+        lines = Html("<br>").join(Html("{}").format(line) for line in words.splitlines())
+        self.said.value = str(Html('<div class="speechlab"><p role="status">{}</p></div>').format(lines))
+
+
+def decoded(data: bytes, name: str = "the file") -> Wave:
+    """What somebody sent, decoded in a process of its own.
+
+    Args:
+        data: Of a file of any format.
+        name: What to call it in messages.
+
+    Returns:
+        16 kHz samples.
+
+    Raises:
+        InputError: if it is too large, too long, not audio, or takes its process down.
+    """
+    if len(data) > LARGEST:
+        got = f"{name}: {len(data) / 2**20:.0f} MB"
+        raise InputError("The file is too large.", got=got, expected=f"at most {LARGEST / 2**20:.0f} MB", do="send a part of it, or as MP3")
+    ((_, found),) = pool.over(_within_limits, [data], workers=1)
+    if isinstance(found, pool.Crashed):
+        raise InputError("The file took more memory or time than audio does.", got=name, expected=f"at most {clock(LONGEST)} of audio")
+    if isinstance(found, InputError):
+        raise found
+    return found
+
+
+def _within_limits(data: bytes) -> Wave | InputError:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE))
+    try:
+        return audio.decode(data, max_seconds=LONGEST)
+    except InputError as e:
+        return e
+    except MemoryError:
+        return InputError("The file took more memory than audio does.", got=f"over {MEMORY / 2**30:.0f} GB", expected="audio")
+
+
+def keep(wave_N: Wave, said: str, folder: Path) -> Path:
+    """Add a clip and what was said in it to a folder that is a corpus of JSON lines.
+
+    Args:
+        wave_N: 16 kHz samples.
+        said: Its transcript.
+        folder: Made where it is not there.
+
+    Returns:
+        The clip's file, named by its samples.
+    """
+    name = hashlib.sha256(audio.pcm_sha256(wave_N).encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.flac"
+    if not path.exists():
+        audio.save_flac(path, wave_N)
+        row = {"audio_filepath": path.name, "text": said, "duration": len(wave_N) / SAMPLE_RATE}
+        with (folder / "manifest.jsonl").open("a", encoding="utf-8") as f:
+            f.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return path
+
+
+@lru_cache(LOADED)
+def _loaded(name: str, language: str) -> tuple[Any, str]:
+    import torch
+
+    system = systems.resolve(name, language)
+    device = decoding.resolve_device("auto", torch.cuda.is_available())
+    return system.load(None, device, ()), "bf16" if device == "cuda" or provenance.bf16_native() else "fp32"
+
+
+def _tick(label: str) -> pn.widgets.CheckBoxGroup:
+    # a single Checkbox has no label that a screen reader would read (Panel 1.9)
+    return pn.widgets.CheckBoxGroup(options=[label], margin=0)
+
+
+def _live() -> pn.widgets.StaticText:
+    return pn.widgets.StaticText(value="", stylesheets=[CSS + ":host { display: block; width: 100%; }"], sizing_mode="stretch_width", margin=0)
