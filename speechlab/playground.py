@@ -337,4 +337,5 @@ def _tick(label: str) -> pn.widgets.CheckBoxGroup:
 
 
 def _live() -> pn.widgets.StaticText:
-    return pn.widgets.StaticText(value="", stylesheets=[CSS + ":host { display: block; width: 100%; }"], sizing_mode="stretch_width", margin=0)
+    sheet = CSS + ":host { display: block; width: 100%; }"
+    return pn.widgets.StaticText(value="", stylesheets=[sheet], sizing_mode="stretch_width", margin=0)
