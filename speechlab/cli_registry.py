@@ -72,11 +72,16 @@ def models_(
 
 
 @app.command()
-def export(run: RunArgument, folder: Annotated[Path, typer.Argument(help="new or empty")]) -> None:
-    """Write a run's best checkpoint as a folder that transformers loads, with its model card as README.md."""
-    from speechlab import card, runs
+def export(
+    model: Annotated[str, typer.Argument(help="a run, whose best checkpoint is meant, or models:/name@alias")],
+    folder: Annotated[Path, typer.Argument(help="new or empty")],
+    uri: UriOption = None,
+) -> None:
+    """Write a model as a folder that transformers loads, with its model card as README.md."""
+    from speechlab import card, runs, versions
 
-    out.print(str(card.export(runs.find(run), folder)), markup=False)
+    made = card.export_registered(model, folder, uri) if versions.is_name(model) else card.export(runs.find(model), folder)
+    out.print(str(made), markup=False)
 
 
 @app.command()

@@ -106,8 +106,10 @@ class ModelConfig(Section):
     """Which model, which weights to start from, and which of them learn."""
 
     family: str = Field("whisper", description="a family of speechlab.models")
-    weights: str | None = Field(default_factory=_default_weights, description="a path, a name, or a hub id; none starts from scratch")
-    revision: str | None = Field(None, description="hub revision, to pin")
+    weights: str | None = Field(
+        default_factory=_default_weights, description="path, name, hub id or models:/name@alias; none is from scratch"
+    )
+    revision: str | None = Field(None, description="hub revision, or SHA-256 of a registered model's file, to pin")
     objective: Literal["transcripts", "pretraining"] = Field("transcripts", description="pretraining is wav2vec2's, without transcripts")
     freeze: Literal["nothing", "features", "encoder"] = Field("nothing", description="features is the convolutions over the sound")
     lora: LoraConfig | None = None

@@ -8,7 +8,7 @@ version stands::
     champion    in use, by :func:`promote`
     previous    in use before, to which :func:`rollback` goes back
 
-``models:/name@champion`` is then a system like others: :func:`speechlab.tracking.model` downloads it.
+``models:/name@champion`` then names its weights wherever a model can be named: see :mod:`speechlab.versions`.
 
 Not covered: deleting versions (MLflow's own page does); several people who promote in the same second.
 """
@@ -26,6 +26,7 @@ from typing import Any
 from speechlab import card, tracking
 from speechlab.errors import InputError
 from speechlab.runs import Run
+from speechlab.versions import FILE_TAG, RUN_TAG, WEIGHTS_TAG, connect, sha256_of
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")  # as it stands in models:/name@alias
@@ -152,7 +153,7 @@ def versions(name: str | None = None, uri: str | None = None) -> list[Version]:
 @contextmanager
 def _asked(uri: str | None) -> Iterator[Any]:
     """A client whose errors, of which MLflow has several kinds, become one."""
-    client = tracking.connect(uri)
+    client = connect(uri)
     try:
         yield client
     except InputError:
@@ -207,12 +208,12 @@ def _add(client: Any, run: Run, name: str, made: card.Model) -> int:
 def _lineage(made: card.Model) -> dict[str, str]:
     record = made.run.provenance
     return {
-        "speechlab.run": made.run.id,
+        RUN_TAG: made.run.id,
         "speechlab.signature": made.run.config.signature,
         "speechlab.manifest": record.get("data", {}).get("manifest_sha256", ""),
-        "speechlab.weights": made.checkpoint.digest,
+        WEIGHTS_TAG: made.checkpoint.digest,
         "speechlab.normaliser": made.normaliser,
-        tracking.FILE_TAG: tracking.sha256_of(made.checkpoint.path),
+        FILE_TAG: sha256_of(made.checkpoint.path),
         **{f"{RATE}{row['condition']}": _rate(row) for row in made.table.to_dict("records") if row["words"]},
     }
 

@@ -29,6 +29,7 @@ import pandas as pd
 import yaml
 
 from speechlab import config as configs
+from speechlab import versions
 from speechlab.errors import InputError, did_you_mean
 from speechlab.runs import Run, State, ended, per_step, place, write_atomic
 from speechlab.units import Seconds
@@ -158,6 +159,7 @@ class Sweep:
         Raises:
             InputError: if a value that can be drawn does not suit the config.
         """
+        experiment = versions.pin(experiment)  # the same for all trials
         rng = np.random.default_rng([experiment.seed, 0x5EE9])
         drawn = [{d.key: d.draw(rng) for d in dimensions} for _ in range(trials)]
         values = list({json.dumps(v, sort_keys=True): v for v in drawn}.values())

@@ -40,7 +40,7 @@ MOST_SKIPPED = 20  # fp16 steps in a row whose gradients overflow, before that c
 
 def begin(experiment: Experiment, clips: Clips) -> Weights:
     """The weights that an experiment starts from: see :func:`speechlab.models.begin`."""
-    return models.begin(experiment.model, experiment.corpus.language, clips.texts, experiment.seed)
+    return models.begin(experiment.model, experiment.corpus.language, clips.texts, experiment.seed, experiment.tracking.uri)
 
 
 def plan_for(experiment: Experiment, clips: Clips, tokens: Sequence[int] | None = None) -> Plan:

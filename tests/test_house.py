@@ -20,7 +20,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # the one module that may know each of these
 ONLY_IMPORTER = {
     "ray": {"cluster", "infer", "ingest", "tune"},  # one trains, one decodes, one prepares, one searches
-    "mlflow": {"tracking"},
+    "mlflow": {"tracking", "versions"},  # one follows runs, one finds weights
     "panel": {"board", "explorer", "listen", "mixer", "report", "review", "style", "trials"},  # report: where its style sheets lie
     "holoviews": {"board", "explorer", "findings", "listen", "mixer", "trials"}  # the boards, and what lies in plots/
     | {"errors", "fusion", "measured", "pairs", "rates", "side", "sound", "style", "training"},

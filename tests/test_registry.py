@@ -10,7 +10,7 @@ import pytest
 from released import RECORD, better, finished
 from typer.testing import CliRunner
 
-from speechlab import cli, cli_registry, config, registry, systems, tracking
+from speechlab import cli, cli_registry, config, registry, systems, tracking, versions
 from speechlab.errors import InputError
 from speechlab.runs import Run
 
@@ -19,13 +19,14 @@ from speechlab.runs import Run
 def store(tmp_path_factory) -> Path:
     """A SQLite store without anything in it, which takes MLflow seconds to make."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking.connect(f"sqlite:///{path}").search_registered_models()
+    versions.connect(f"sqlite:///{path}").search_registered_models()
     return path
 
 
 @pytest.fixture
 def reports(store, tmp_path, monkeypatch):
     monkeypatch.setattr(config, "reports", lambda: tmp_path)
+    monkeypatch.setenv("SPEECHLAB_CACHE", str(tmp_path / "cache"))
     shutil.copy(store, tmp_path / "mlflow.db")
     return tmp_path
 
@@ -59,7 +60,7 @@ def test_what_is_registered_is_a_system_and_holds_no_pickle(run):
     registry.register(run, "prompts-en")
     for name in ("models:/prompts-en@candidate", "models:/prompts-en/1"):
         found = systems.resolve(name, "en")
-        assert found.family == "whisper" and found.sha256 == tracking.sha256_of(Path(found.folder))
+        assert found.family == "whisper" and found.sha256 == versions.sha256_of(Path(found.folder))
     held = {p.name for p in Path(found.folder).iterdir()}
     assert {"model.safetensors", "config.json", "README.md", "tokenizer.json"} <= held
     assert {p.rsplit(".", 1)[-1] for p in held} == {"safetensors", "json", "md"} and "optimizer.safetensors" not in held
