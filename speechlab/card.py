@@ -57,13 +57,24 @@ def model(run: Run) -> Model:
     """What a run made.
 
     Raises:
-        InputError: if it has no validated checkpoint, or the best one is damaged.
+        InputError: if it is a pretraining, has no validated checkpoint, or the best one is damaged.
     """
+    checkpoints.need_text(run)
     best = checkpoints.need_chosen(run)
     known = evaluation.load(run.path / "evaluations")
     own = [e for e in known if e.weights_sha256 == best.digest]  # those of earlier checkpoints speak of other weights
     start = [e for e in known if e.system == "pretrained"]
     return Model(run, best, _table(own, run.config), _table(start, run.config), own[0].normaliser if own else "")
+
+
+def beside(evaluations: Path) -> str:
+    """The card of the run that a folder of evaluations lies in; where there is none, a sentence that says why."""
+    if not (evaluations.parent / "config.yaml").is_file():
+        return "There is a model card only of what a run of the lab has made."
+    run = Run(evaluations.parent)
+    if checkpoints.chosen(run) is None:
+        return "There is no model card: the run has no validated checkpoint yet."
+    return card(model(run))
 
 
 def _table(evaluations: list[Evaluation], experiment: Experiment) -> pd.DataFrame:

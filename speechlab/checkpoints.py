@@ -292,9 +292,13 @@ def best(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
 def chosen(run: Run) -> Checkpoint | None:
     """What of a run is evaluated and handed on: the best of :func:`candidates`, verified; None if nothing was validated yet.
 
+    Of a pretraining, which has no error rate, it is the newest that is whole.
+
     Raises:
         InputError: if it is damaged.
     """
+    if not run.config.transcribes:
+        return newest(run.path / "checkpoints")[0]
     found = best(candidates(run.path / "checkpoints"))
     if found is not None and (reason := damage(found)):
         raise InputError(
@@ -316,6 +320,22 @@ def need_chosen(run: Run) -> Checkpoint:
         do = "train again" if run.state == "finished" else f"speechlab train --resume {run.id}"
         raise InputError(f"Run {run.id} has no validated checkpoint.", got=f"a run that is {run.state}", expected="a checkpoint", do=do)
     return found
+
+
+def need_text(run: Run) -> None:
+    """Refuse a run whose model writes no text.
+
+    Raises:
+        InputError: if it is a pretraining.
+    """
+    if not run.config.transcribes:
+        start = next((c.path for c in reversed(existing(run.path / "checkpoints"))), run.path / "checkpoints" / "STEP")
+        raise InputError(
+            f"Run {run.id} is a pretraining: its model writes no text, so it has no error rate.",
+            got="model.objective: pretraining",
+            expected="a run that was trained on transcripts",
+            do=f"train on from it: speechlab train --config configs/wav2vec2.yaml --set model.weights={start}",
+        )
 
 
 def prune(folder: Path, keep_last: int) -> None:

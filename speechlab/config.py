@@ -370,6 +370,19 @@ class Experiment(Section):
             raise ValueError(f"got cluster.workers_min {least} above cluster.workers {workers}, expected at most as many; lower it")
         return self
 
+    @model_validator(mode="after")
+    def _what_writes_no_text_has_no_error_rate(self) -> Experiment:
+        for name in ("patience", "average"):
+            if not self.transcribes and getattr(self.training, name):
+                got = f"training.{name} {getattr(self.training, name)} with objective pretraining"
+                raise ValueError(f"got {got}, expected null: there is no error rate to go by; set training.{name} to null")
+        return self
+
+    @property
+    def transcribes(self) -> bool:
+        """Whether its model writes text, and so has error rates: every one but a pretraining's."""
+        return self.model.objective != "pretraining"
+
     @property
     def signature(self) -> str:
         """SHA-256 (first 12 hex digits) over what changes results, in canonical JSON.

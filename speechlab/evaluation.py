@@ -108,8 +108,9 @@ def systems(run: Run, corpus: corpora.Corpus | None = None) -> dict[str, System]
         corpus: The one it was trained on, if it is at hand.
 
     Raises:
-        InputError: if the best checkpoint is damaged.
+        InputError: if the run is a pretraining, or the best checkpoint is damaged.
     """
+    checkpoints.need_text(run)
     experiment = run.config
     family, language = experiment.model.family, experiment.corpus.language
     found = {}

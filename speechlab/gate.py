@@ -42,7 +42,6 @@ GATE_CSS = (
 .verdict.OK { border-color: #0072b2; } .verdict.INCONCLUSIVE { border-color: #e69f00; } .verdict.REGRESSED { border-color: #d55e00; }
 .verdict svg { display: block; width: 100%; max-width: 380px; margin-top: .6em; font: 12px system-ui, sans-serif; }
 h2 { font: 600 1.15em system-ui, sans-serif; margin: 1.6em 0 .3em; } p { overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
 """
 )
 

@@ -157,8 +157,12 @@ class Sweep:
             root: Where it is made; none is ``reports``.
 
         Raises:
-            InputError: if a value that can be drawn does not suit the config.
+            InputError: if a value that can be drawn does not suit the config, or it is a pretraining.
         """
+        if not experiment.transcribes:
+            raise InputError(
+                "A sweep goes by the WER, which a pretraining has not.", got="model.objective: pretraining", expected="transcripts"
+            )
         experiment = versions.pin(experiment)  # the same for all trials
         rng = np.random.default_rng([experiment.seed, 0x5EE9])
         drawn = [{d.key: d.draw(rng) for d in dimensions} for _ in range(trials)]

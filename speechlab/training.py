@@ -124,7 +124,7 @@ def train(experiment: Experiment, corpus: corpora.Corpus, start: str, run: Run, 
         done, epoch, stop = done + 1, event["epoch"], learner.stopping
         epoch_ends = learner.plan.locate(done)[1] == 0
         wer = None
-        if epoch_ends and ((epoch + 1) % t.validate_epochs == 0 or done == total):
+        if epoch_ends and experiment.transcribes and ((epoch + 1) % t.validate_epochs == 0 or done == total):
             with learner.published():
                 validation = validate(experiment, learner.model, corpus, run, world, done, epoch)
             wer = validation["wer"]

@@ -41,6 +41,7 @@ ONLY_IMPORTER = {
     "kaldingram": {"ngram"},
     "usearch": {"likeness"},
     "PIL": {"thumbnails"},
+    "markdown_it": {"markup"},
     "typer": {"cli", "cli_corpus", "cli_registry", "cli_reproduce", "cli_runs", "cli_score"},
     "pydantic": {"config"},
     "jsonschema": {"provenance"},
