@@ -183,7 +183,7 @@ class _View:
             "epoch": f"{_show(row and history.curves.epoch.iloc[-1] + 1, '.0f')} / {_show(epochs, '.0f')}",
             "time left": "none" if history.ended else _clock(history.remaining),
             "loss, smoothed": _show(row and history.curves.smoothed.iloc[-1], ".3f"),
-            "validation WER": "none: it writes no text" if not self._scored else f"{_show(wers[-1], '.2f')} %" if wers else "–",
+            "validation WER": "none" if not self._scored else f"{_show(wers[-1], '.2f')} %" if wers else "–",
             "audio-seconds per second": _show(row.get("speed"), ".1f"),
             "waiting for input": _show(row.get("wait"), ".1f", " %"),
             "padding": _show(row.get("padding"), ".1f", " %"),
