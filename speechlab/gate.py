@@ -21,7 +21,7 @@ import pandas as pd
 
 from speechlab import config as configs
 from speechlab import evaluation, results, runs, systems
-from speechlab.comparison import MARGIN, Difference, Verdict, compare, sides
+from speechlab.comparison import MARGIN, Difference, Verdict, compare, need_margin, sides
 from speechlab.comparison import judge as judge_difference
 from speechlab.config import EvaluationConfig
 from speechlab.errors import InputError
@@ -127,6 +127,7 @@ def run(
     Raises:
         InputError: as for :func:`speechlab.systems.measure` and :func:`judge`.
     """
+    need_margin(margin)  # before anything is decoded
     folder = Path(out) if out else configs.reports() / "gate"
     for name in ("gate.html", "junit.xml"):  # of an earlier gate: no machine is to read them for this one's
         (folder / name).unlink(missing_ok=True)

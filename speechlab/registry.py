@@ -26,7 +26,7 @@ from typing import Any
 from speechlab import card, tracking
 from speechlab.errors import InputError
 from speechlab.runs import Run
-from speechlab.versions import FILE_TAG, RUN_TAG, WEIGHTS_TAG, connect, sha256_of
+from speechlab.versions import FILE_TAG, RUN_TAG, WEIGHTS_TAG, connect, is_there, need_registry, sha256_of
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")  # as it stands in models:/name@alias
@@ -97,7 +97,7 @@ def promote(name: str, version: int | None = None, uri: str | None = None) -> Ve
     Raises:
         InputError: if there is no such version, or the tracker cannot be reached.
     """
-    with _asked(uri) as client:
+    with _asked(uri, name) as client:
         here = {v.version: v for v in _known(client, name)}
         version = version if version is not None else _holder(here.values(), CANDIDATE)
         if version not in here:
@@ -123,7 +123,7 @@ def rollback(name: str, uri: str | None = None) -> Version:
     Raises:
         InputError: if there is no previous champion, or the tracker cannot be reached.
     """
-    with _asked(uri) as client:
+    with _asked(uri, name) as client:
         version = _holder(_known(client, name), PREVIOUS)
         if version is None:
             do = f"speechlab promote {name} --version N"
@@ -143,7 +143,9 @@ def versions(name: str | None = None, uri: str | None = None) -> list[Version]:
     Raises:
         InputError: if there is no model of that name, or the tracker cannot be reached.
     """
-    with _asked(uri) as client:
+    if name is None and not is_there(uri):
+        return []
+    with _asked(uri, name or "") as client:
         return _versions(client) if name is None else _known(client, name)
 
 
@@ -151,8 +153,10 @@ def versions(name: str | None = None, uri: str | None = None) -> list[Version]:
 
 
 @contextmanager
-def _asked(uri: str | None) -> Iterator[Any]:
-    """A client whose errors, of which MLflow has several kinds, become one."""
+def _asked(uri: str | None, name: str = "") -> Iterator[Any]:
+    """A client whose errors, of which MLflow has several kinds, become one; to ask for a model there must be a registry."""
+    if name:
+        need_registry(name, uri)
     client = connect(uri)
     try:
         yield client

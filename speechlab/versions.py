@@ -68,10 +68,7 @@ def named(name: str, uri: str | None = None) -> Named:
         InputError: if it is no such name, there is no registry, or it has no such model; the ones it has are listed.
     """
     title, alias, version = _parts(name)
-    place = uri or _beside()
-    if place.startswith("sqlite:///") and not Path(place.removeprefix("sqlite:///")).is_file():  # MLflow would make an empty one
-        do = f"speechlab register RUN --name {title}; or name the registry that has it: tracking.uri"
-        raise InputError("There is no registry of models yet.", got=f"{name}, and no {place}", expected="a registered model", do=do)
+    need_registry(name, uri)
     client = connect(uri)
     try:
         about = client.get_model_version_by_alias(title, alias) if alias else client.get_model_version(title, version)
@@ -85,6 +82,28 @@ def named(name: str, uri: str | None = None) -> Named:
         ) from None
     sha256, run, digest = (str(about.tags.get(tag, "")) for tag in (FILE_TAG, RUN_TAG, WEIGHTS_TAG))
     return Named(f"{SCHEME}{title}/{about.version}", sha256, run, digest, source)
+
+
+def beside() -> str:
+    """The tracking URI of the registry beside the runs."""
+    return f"sqlite:///{configs.reports() / 'mlflow.db'}"
+
+
+def is_there(uri: str | None = None) -> bool:
+    """Whether there can be a registry: where there is no SQLite file, MLflow would make an empty one when asked."""
+    place = uri or beside()
+    return not place.startswith("sqlite:///") or Path(place.removeprefix("sqlite:///")).is_file()
+
+
+def need_registry(name: str, uri: str | None = None) -> None:
+    """Refuse to ask a registry for a model where there is none.
+
+    Raises:
+        InputError: unless :func:`is_there`.
+    """
+    if not is_there(uri):
+        do = "register one: speechlab register RUN --name NAME; or say where the registry is: --uri, or tracking.uri of a config"
+        raise InputError("There is no registry of models yet.", got=f"{name}, and no {uri or beside()}", expected="a registry", do=do)
 
 
 def maker(name: str, reports: Path) -> Path:
@@ -175,6 +194,7 @@ def connect(uri: str | None = None) -> Any:
         uri: Tracking URI; None is SQLite beside the runs.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # that it makes the tables of a new store is no news
     # a tracker that is away must not hold the last catch-up for minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -182,14 +202,10 @@ def connect(uri: str | None = None) -> Any:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     import mlflow
 
-    return mlflow.MlflowClient(tracking_uri=uri or _beside())
+    return mlflow.MlflowClient(tracking_uri=uri or beside())
 
 
 # --- inside ----------------------------------------------------------------------------------------------------
-
-
-def _beside() -> str:
-    return f"sqlite:///{configs.reports() / 'mlflow.db'}"
 
 
 def _parts(name: str) -> tuple[str, str | None, str | None]:
