@@ -14,7 +14,10 @@ PYTEST ?= tests
 QUICK   = OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist loadfile --durations=25 --durations-min=5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test quick check lab dashboard lock clean
+# the frozen set that the project holds its own decoder to; tests/frozen/config.yaml says how it was made
+FROZEN := 5ee618887f4a75365e8f7fa7605473e8ef0cf2091a479c6acfbbe24fae65eb1f
+
+.PHONY: help setup report test gate quick check lab dashboard lock clean
 
 help:
 	@sed -n '2,5p' Makefile | cut -c3-
@@ -25,6 +28,9 @@ report: setup
 test: setup .venv/debian check
 	@$(QUICK) $(PYTEST)
 	@OMP_WAIT_POLICY=passive $(BIN)/pytest $(PYTEST) -m slow --durations=40 --durations-min=5 || [ $$? = 5 ]
+
+gate: setup
+	@$(BIN)/speechlab gate --candidate tiny.en --baseline tests/frozen/recorded.jsonl --config tests/frozen/config.yaml --margin 1 --frozen $(FROZEN)
 
 quick: setup
 	@$(QUICK) $(PYTEST)

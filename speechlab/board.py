@@ -113,11 +113,18 @@ class _View:
         self._header, self._samples, self._log = (
             pn.widgets.StaticText(value="", stylesheets=[BOARD_CSS], sizing_mode="stretch_width", margin=(4, 0)) for _ in range(3)
         )
+        try:
+            self._scored = run.config.transcribes
+        except InputError:
+            self._scored = True
         figures = [_figure(make(self._history.curves)) for make in plots.CURVES]
         wer = _figure(plots.word_error_rate(pd.DataFrame()))
         self._sources = [source for figure in figures for source in figure.select({"type": ColumnDataSource})]
         self._wer_sources = list(wer.select({"type": ColumnDataSource}))
-        panes = [pn.pane.Bokeh(figure, sizing_mode="stretch_width", margin=0) for figure in [figures[0], wer, *figures[1:]]]
+        panes = [
+            pn.pane.Bokeh(figure, sizing_mode="stretch_width", margin=0)
+            for figure in [figures[0], *([wer] if self._scored else []), *figures[1:]]
+        ]
         grid = pn.Column(*panes, sizing_mode="stretch_width", styles=GRID)
         self.layout = pn.Column(self._header, grid, self._samples, self._log, sizing_mode="stretch_width", name="board")
         self._callback: Any = None
@@ -176,7 +183,7 @@ class _View:
             "epoch": f"{_show(row and history.curves.epoch.iloc[-1] + 1, '.0f')} / {_show(epochs, '.0f')}",
             "time left": "none" if history.ended else _clock(history.remaining),
             "loss, smoothed": _show(row and history.curves.smoothed.iloc[-1], ".3f"),
-            "validation WER": f"{_show(wers[-1], '.2f')} %" if wers else "–",
+            "validation WER": "none" if not self._scored else f"{_show(wers[-1], '.2f')} %" if wers else "–",
             "audio-seconds per second": _show(row.get("speed"), ".1f"),
             "waiting for input": _show(row.get("wait"), ".1f", " %"),
             "padding": _show(row.get("padding"), ".1f", " %"),
@@ -201,7 +208,7 @@ class _View:
         )
 
     def _clips(self) -> str:
-        if not self._history.validations:
+        if not self._history.validations or not self._scored:
             return ""
         latest = self._history.validations[-1]
         rows = [

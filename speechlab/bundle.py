@@ -106,10 +106,7 @@ def _members(run: Run) -> dict[str, Path | bytes]:
             )
     tables = (path for path in run.path.glob("evaluations/[!.]*--*--*.*") if path.is_file())
     found |= {f"evaluations/{path.name}": path for path in tables}
-    best = checkpoints.best(checkpoints.candidates(run.path / "checkpoints"))
-    if best is None or (reason := checkpoints.damage(best)):
-        got = run.state if best is None else f"{best.path.name}: {reason}"
-        raise InputError(f"Run {run.id} has no whole checkpoint.", got=got, expected="a checkpoint", do="train again")
+    best = checkpoints.need_chosen(run)
     sums = json.loads((best.path / "files.json").read_text("utf-8"))
     place = f"checkpoints/{best.path.name}"
     kept = {name: value for name, value in sums.items() if name not in TRAINING}

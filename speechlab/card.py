@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
 
-from speechlab import checkpoints, corpora, evaluation, results
+from speechlab import checkpoints, corpora, evaluation, results, versions
 from speechlab.checkpoints import Checkpoint
 from speechlab.config import Experiment
 from speechlab.errors import InputError
@@ -56,21 +57,24 @@ def model(run: Run) -> Model:
     """What a run made.
 
     Raises:
-        InputError: if it has no validated checkpoint, or the best one is damaged.
+        InputError: if it is a pretraining, has no validated checkpoint, or the best one is damaged.
     """
-    best = checkpoints.best(checkpoints.candidates(run.path / "checkpoints"))
-    if best is None:
-        raise InputError(
-            f"Run {run.id} has no validated checkpoint.", got=run.state, expected="a checkpoint", do=f"speechlab train --resume {run.id}"
-        )
-    if reason := checkpoints.damage(best):
-        raise InputError(
-            f"The best checkpoint of run {run.id} is damaged.", got=reason, expected="the file that was written", do="train again"
-        )
+    checkpoints.need_text(run)
+    best = checkpoints.need_chosen(run)
     known = evaluation.load(run.path / "evaluations")
     own = [e for e in known if e.weights_sha256 == best.digest]  # those of earlier checkpoints speak of other weights
     start = [e for e in known if e.system == "pretrained"]
     return Model(run, best, _table(own, run.config), _table(start, run.config), own[0].normaliser if own else "")
+
+
+def beside(evaluations: Path) -> str:
+    """The card of the run that a folder of evaluations lies in; where there is none, a sentence that says why."""
+    if not (evaluations.parent / "config.yaml").is_file():
+        return "There is a model card only of what a run of the lab has made."
+    run = Run(evaluations.parent)
+    if checkpoints.chosen(run) is None:
+        return "There is no model card: the run has no validated checkpoint yet."
+    return card(model(run))
 
 
 def _table(evaluations: list[Evaluation], experiment: Experiment) -> pd.DataFrame:
@@ -92,16 +96,42 @@ def export(run: Run, folder: Path) -> Path:
         The folder.
 
     Raises:
-        InputError: if the folder holds something, or as for :func:`model`.
+        InputError: if the folder cannot be written or holds something, or as for :func:`model`.
     """
     made = model(run)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError("The folder to export to is not empty.", got=str(folder), expected="a new or empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in published(made.checkpoint.path):
-        shutil.copyfile(path, folder / path.name)
+    _copy(published(made.checkpoint.path), folder)
     write_atomic(folder / "README.md", card(made).encode())
     return folder
+
+
+def export_registered(name: str, folder: Path, uri: str | None = None) -> Path:
+    """Write the folder of a registered model, with the card that it was registered with.
+
+    Args:
+        name: As for :func:`speechlab.versions.folder`.
+        folder: New, or empty.
+        uri: Tracking URI of the registry; None is SQLite beside the runs.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: if the folder cannot be written or holds something, or as for :func:`speechlab.versions.folder`.
+    """
+    held = versions.folder(name, uri)
+    _copy([*published(held), *held.glob("README.md")], folder)
+    return folder
+
+
+def _copy(files: Iterable[Path], folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError("The folder to export to is not empty.", got=str(folder), expected="a new or empty folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in files:
+            shutil.copyfile(path, folder / path.name)
+    except OSError as e:
+        raise InputError("The folder cannot be written.", got=str(e), expected="a new folder and room for the weights") from None
 
 
 def published(folder: Path) -> list[Path]:
@@ -181,7 +211,9 @@ def _in_transformers(experiment: Experiment) -> bool:
 
 def _first(made: Model) -> str:
     experiment = made.run.config
-    start = plain(_base(experiment) or "weights from a folder") if experiment.model.weights is not None else ""
+    begun = str(experiment.model.weights)
+    from_where = f"the registered model {begun}" if versions.is_name(begun) else "weights from a folder"
+    start = plain(_base(experiment) or from_where) if experiment.model.weights is not None else ""
     kind = f"{start}, trained further" if start else "trained from scratch"
     heard = plain(", ".join(_languages(experiment)))
     return f"Speech recognition ({experiment.model.family}; language: {heard}): {kind} on {plain(experiment.corpus.name)} with SpeechLab."

@@ -34,8 +34,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
+from speechlab.errors import InputError
 from speechlab.optim import Average
-from speechlab.runs import disk_full, write_atomic
+from speechlab.runs import Run, disk_full, write_atomic
 
 
 class Savable(Protocol):
@@ -286,6 +287,55 @@ def best(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
     """The one with the lowest validation WER; of equals the latest, which has seen more."""
     validated = [c for c in checkpoints if c.wer is not None]
     return min(validated, key=lambda c: (c.wer, -c.step), default=None)
+
+
+def chosen(run: Run) -> Checkpoint | None:
+    """What of a run is evaluated and handed on: the best of :func:`candidates`, verified; None if nothing was validated yet.
+
+    Of a pretraining, which has no error rate, it is the newest that is whole.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    if not run.config.transcribes:
+        return newest(run.path / "checkpoints")[0]
+    found = best(candidates(run.path / "checkpoints"))
+    if found is not None and (reason := damage(found)):
+        raise InputError(
+            f"The best checkpoint of run {run.id} is damaged.",
+            got=f"{found.path.name}: {reason}",
+            expected="the files that were written",
+            do=f"restore {found.path}, or train again: speechlab train --config {run.path / 'config.yaml'}",
+        )
+    return found
+
+
+def need_chosen(run: Run) -> Checkpoint:
+    """As :func:`chosen`, of a run that must have one.
+
+    Raises:
+        InputError: if it is damaged, or nothing was validated.
+    """
+    if (found := chosen(run)) is None:
+        do = "train again" if run.state == "finished" else f"speechlab train --resume {run.id}"
+        raise InputError(f"Run {run.id} has no validated checkpoint.", got=f"a run that is {run.state}", expected="a checkpoint", do=do)
+    return found
+
+
+def need_text(run: Run) -> None:
+    """Refuse a run whose model writes no text.
+
+    Raises:
+        InputError: if it is a pretraining.
+    """
+    if not run.config.transcribes:
+        start = next((c.path for c in reversed(existing(run.path / "checkpoints"))), run.path / "checkpoints" / "STEP")
+        raise InputError(
+            f"Run {run.id} is a pretraining: its model writes no text, so it has no error rate.",
+            got="model.objective: pretraining",
+            expected="a run that was trained on transcripts",
+            do=f"train on from it: speechlab train --config configs/wav2vec2.yaml --set model.weights={start}",
+        )
 
 
 def prune(folder: Path, keep_last: int) -> None:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -28,13 +30,21 @@ UriOption = Annotated[str | None, typer.Option(help="tracking URI of the registr
 @app.command()
 def register(run: RunArgument, name: Annotated[str, typer.Option(help="of the registered model")]) -> None:
     """Make a finished run's best checkpoint the candidate of a registered model, in the run's tracker."""
-    from speechlab import registry, runs, tracking
+    from speechlab import registry, runs, tracking, versions
 
     found = runs.find(run)
-    _show([registry.register(found, name)])
-    known = {alias for v in registry.versions(name, tracking.uri_for(found)) for alias in v.aliases}
-    gate = f"speechlab gate --candidate models:/{name}@candidate --baseline models:/{name}@champion"
-    out.print(f"gate it: {gate}" if "champion" in known else f"there is no champion yet: speechlab promote {name}", markup=False)
+    made = registry.register(found, name)
+    _show([made])
+    if not made.rates:
+        out.print(f"measure it, and register it again for its rates: speechlab evaluate {found.id}", markup=False)
+    uri = tracking.uri_for(found)
+    known = {alias for v in registry.versions(name, uri) for alias in v.aliases}
+    elsewhere = uri != versions.beside()  # the next commands must be told
+    gate = (
+        f"speechlab gate --candidate models:/{name}@candidate --baseline models:/{name}@champion" + elsewhere * f" --set tracking.uri={uri}"
+    )
+    promote = f"speechlab promote {name}" + elsewhere * f" --uri {uri}"
+    out.print(f"gate it: {gate}" if "champion" in known else f"there is no champion yet: {promote}", markup=False)
 
 
 @app.command()
@@ -72,11 +82,16 @@ def models_(
 
 
 @app.command()
-def export(run: RunArgument, folder: Annotated[Path, typer.Argument(help="new or empty")]) -> None:
-    """Write a run's best checkpoint as a folder that transformers loads, with its model card as README.md."""
-    from speechlab import card, runs
+def export(
+    model: Annotated[str, typer.Argument(help="a run, whose best checkpoint is meant, or models:/name@alias")],
+    folder: Annotated[Path, typer.Argument(help="new or empty")],
+    uri: UriOption = None,
+) -> None:
+    """Write a model as a folder that transformers loads, with its model card as README.md."""
+    from speechlab import card, runs, versions
 
-    out.print(str(card.export(runs.find(run), folder)), markup=False)
+    made = card.export_registered(model, folder, uri) if versions.is_name(model) else card.export(runs.find(model), folder)
+    out.print(str(made), markup=False)
 
 
 @app.command()
@@ -105,8 +120,13 @@ def gate(
 
 
 def _show(versions: list[Version]) -> None:
-    table = Table("model", "version", "aliases", "run", "WER %, 95 % of these speakers")
-    for v in versions:
-        rates = "\n".join(f"{name} {rate}" for name, rate in v.rates.items()) or "not measured"
-        table.add_row(*(Text(text) for text in (v.name, str(v.version), ", ".join(v.aliases), v.run or "–", rates)))
-    out.print(table)
+    """A table a model; narrow enough for a terminal of 80 columns, and a run's id whole, to be copied."""
+    for name, rows in groupby(versions, lambda v: v.name):
+        heads = ("version", "aliases", "run", "WER %, 95 % of these speakers")
+        table = Table(*heads, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=Text(name), title_justify="left")
+        for column in table.columns[2:]:
+            column.overflow = "fold"
+        for v in rows:
+            rates = "\n".join(f"{condition} {rate}" for condition, rate in v.rates.items()) or "not measured"
+            table.add_row(*(Text(text) for text in (str(v.version), "\n".join(v.aliases), v.run or "–", rates)))
+        out.print(table)

@@ -198,7 +198,7 @@ def _report_difference(both: Pair, d: Difference | Families) -> None:
     table.add_row(f"sign-flip over {d.p_by}s", f"p = {d.p:.3g}", d.p_warning)
     if isinstance(d, Difference):
         table.add_row(
-            "MAPSSWE", f"p = {d.mapsswe.p:.3g}", f"z = {-d.mapsswe.z:.2f} over {d.mapsswe.segments} segments, taken as independent"
+            "MAPSSWE", f"p = {d.mapsswe.p:.3g}", f"z = {0.0 - d.mapsswe.z:.2f} over {d.mapsswe.segments} segments, taken as independent"
         )
         table.add_row("paired t-test", f"p = {d.p_t:.3g}", "of utterances' rates, taken as independent")
     else:

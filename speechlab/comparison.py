@@ -261,6 +261,16 @@ class Verdict:
     text: str
 
 
+def need_margin(margin: float) -> None:
+    """Refuse a margin that is none.
+
+    Raises:
+        InputError: if it is no number from 0 on.
+    """
+    if not (math.isfinite(margin) and margin >= 0):
+        raise InputError("The margin cannot be used.", got=f"{margin}", expected="points of WER, 0 or more", do="for example 0.5")
+
+
 def judge(difference: Difference | Families, margin: float = MARGIN, by: By | None = None) -> Verdict:
     """The verdict of the paired interval; of families the more cautious one of that and of the interval over trainings.
 
@@ -272,8 +282,7 @@ def judge(difference: Difference | Families, margin: float = MARGIN, by: By | No
     Raises:
         InputError: if the margin is no number from 0 on.
     """
-    if not (math.isfinite(margin) and margin >= 0):
-        raise InputError("The margin cannot be used.", got=f"{margin}", expected="points of WER, 0 or more", do="for example 0.5")
+    need_margin(margin)
     if by is None:
         by = "utterance" if math.isnan(difference.speaker_interval.low) else "speaker"
     interval = difference.speaker_interval if by == "speaker" else difference.interval

@@ -106,8 +106,10 @@ class ModelConfig(Section):
     """Which model, which weights to start from, and which of them learn."""
 
     family: str = Field("whisper", description="a family of speechlab.models")
-    weights: str | None = Field(default_factory=_default_weights, description="a path, a name, or a hub id; none starts from scratch")
-    revision: str | None = Field(None, description="hub revision, to pin")
+    weights: str | None = Field(
+        default_factory=_default_weights, description="path, name, hub id or models:/name@alias; none is from scratch"
+    )
+    revision: str | None = Field(None, description="hub revision, or SHA-256 of a registered model's file, to pin")
     objective: Literal["transcripts", "pretraining"] = Field("transcripts", description="pretraining is wav2vec2's, without transcripts")
     freeze: Literal["nothing", "features", "encoder"] = Field("nothing", description="features is the convolutions over the sound")
     lora: LoraConfig | None = None
@@ -367,6 +369,19 @@ class Experiment(Section):
         if least and least > workers:
             raise ValueError(f"got cluster.workers_min {least} above cluster.workers {workers}, expected at most as many; lower it")
         return self
+
+    @model_validator(mode="after")
+    def _what_writes_no_text_has_no_error_rate(self) -> Experiment:
+        for name in ("patience", "average"):
+            if not self.transcribes and getattr(self.training, name):
+                got = f"training.{name} {getattr(self.training, name)} with objective pretraining"
+                raise ValueError(f"got {got}, expected null: there is no error rate to go by; set training.{name} to null")
+        return self
+
+    @property
+    def transcribes(self) -> bool:
+        """Whether its model writes text, and so has error rates: every one but a pretraining's."""
+        return self.model.objective != "pretraining"
 
     @property
     def signature(self) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 from tqdm.std import tqdm
 
-from speechlab import checkpoints, conditions, corpora, decoding, infer, latency, memory, models, training, utterances
+from speechlab import checkpoints, conditions, corpora, decoding, infer, latency, memory, models, training, utterances, versions
 from speechlab.batches import Clips
 from speechlab.conditions import Heard
 from speechlab.config import EvaluationConfig, Experiment
@@ -108,23 +108,17 @@ def systems(run: Run, corpus: corpora.Corpus | None = None) -> dict[str, System]
         corpus: The one it was trained on, if it is at hand.
 
     Raises:
-        InputError: if the best checkpoint is damaged.
+        InputError: if the run is a pretraining, or the best checkpoint is damaged.
     """
+    checkpoints.need_text(run)
     experiment = run.config
     family, language = experiment.model.family, experiment.corpus.language
     found = {}
     if experiment.model.weights is not None:  # a model from scratch knew nothing before
         start = training.begin(experiment, Clips.of(corpus or corpora.configured(experiment.corpus)))
         found["pretrained"] = System("pretrained", family, str(start.path), start.sha256, language, f"{start.name}, {start.source}")
-    best = checkpoints.best(checkpoints.candidates(run.path / "checkpoints"))
+    best = checkpoints.chosen(run)
     if best is not None:
-        if reason := checkpoints.damage(best):
-            raise InputError(
-                f"The best checkpoint of run {run.id} is damaged.",
-                got=reason,
-                expected="the file that was written",
-                do="train again, or evaluate another run",
-            )
         name = "finetuned" if found else "trained"
         found[name] = System(name, family, str(best.path), best.digest, language, f"{run.id}, step {best.step}")
     return found
@@ -374,14 +368,20 @@ def kept(name: str) -> Path:
 
     Args:
         name: ``RUN`` for its trained system on clean speech in its usual context; ``RUN:system--condition--context`` for another.
-            Instead of a run, a folder of evaluations.
+            Instead of a run, a folder of evaluations, or a registered model for what its run has measured of these weights.
 
     Raises:
         InputError: if there is no such run, or it holds no such evaluation; those that it holds are listed.
     """
-    place, _, wanted = name.partition(":")
+    scheme = versions.SCHEME if versions.is_name(name) else ""
+    place, _, wanted = name.removeprefix(scheme).partition(":")
+    place = scheme + place
     folder = Path(place) if next(Path(place).glob("*--*--*.json"), None) else find(place).path / "evaluations"
-    names = sorted(path.stem for path in folder.glob("*--*--*.json"))
+    tables = sorted(folder.glob("*--*--*.json"))
+    if scheme:  # its run may have a better checkpoint since, or the weights that it began with
+        digest = versions.named(place).digest
+        tables = [path for path in tables if json.loads(path.read_text("utf-8")).get("weights_sha256") == digest]
+    names = [path.stem for path in tables]
     if not wanted:
         clean = [n for n in names if "--clean--" in n]
         trained = [n for n in clean if not n.startswith("pretrained")] or clean
@@ -391,6 +391,6 @@ def kept(name: str) -> Path:
             f"{place} holds no such evaluation.",
             got=wanted or "nothing evaluated",
             expected=", ".join(names) or "an evaluation",
-            do=did_you_mean(wanted, names) if names else f"speechlab evaluate {place}",
+            do=did_you_mean(wanted, names) if names else f"speechlab evaluate {folder.parent.name if scheme else place}",
         )
     return folder / f"{wanted}.parquet"

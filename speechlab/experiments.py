@@ -98,7 +98,7 @@ def _trained(run: Run) -> dict[str, Any]:
     steps = [e for e in events if e["kind"] == "step"]
     ends = [e["best"]["wer"] for e in events if e["kind"] == "end" and e.get("best")]  # the mean of checkpoints has no validation event
     seen = runs.per_step(events, "validation")
-    wers = pd.Series([*(seen.wer if len(seen) else ()), *ends], dtype=float)
+    wers = pd.Series([*(seen.wer if len(seen) else ()), *ends] if run.config.transcribes else [], dtype=float)
     return {
         "started": next((float(e["time"]) for e in events if e["kind"] == "start"), math.nan),
         "dev": float(wers.min()),
@@ -211,7 +211,8 @@ def pareto(rows: pd.DataFrame, x: str, y: str) -> pd.Series:
 
 def curves(rows: pd.DataFrame) -> pd.DataFrame:
     """Label, step and wer (a fraction) of every validation of every run that can be read."""
-    parts = [Run(r["path"]).validations().assign(label=r["label"]) for r in rows[rows.state != "broken"].to_dict("records")]
+    known = {r["label"]: Run(r["path"]) for r in rows[rows.state != "broken"].to_dict("records")}
+    parts = [run.validations().assign(label=label) for label, run in known.items() if run.config.transcribes]
     found = pd.concat([p for p in parts if "wer" in p] or [pd.DataFrame(columns=["label", "step", "wer"])])
     return found[["label", "step", "wer"]].reset_index(drop=True)
 

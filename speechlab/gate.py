@@ -21,7 +21,7 @@ import pandas as pd
 
 from speechlab import config as configs
 from speechlab import evaluation, results, runs, systems
-from speechlab.comparison import MARGIN, Difference, Verdict, compare, sides
+from speechlab.comparison import MARGIN, Difference, Verdict, compare, need_margin, sides
 from speechlab.comparison import judge as judge_difference
 from speechlab.config import EvaluationConfig
 from speechlab.errors import InputError
@@ -42,7 +42,6 @@ GATE_CSS = (
 .verdict.OK { border-color: #0072b2; } .verdict.INCONCLUSIVE { border-color: #e69f00; } .verdict.REGRESSED { border-color: #d55e00; }
 .verdict svg { display: block; width: 100%; max-width: 380px; margin-top: .6em; font: 12px system-ui, sans-serif; }
 h2 { font: 600 1.15em system-ui, sans-serif; margin: 1.6em 0 .3em; } p { overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
 """
 )
 
@@ -128,6 +127,7 @@ def run(
     Raises:
         InputError: as for :func:`speechlab.systems.measure` and :func:`judge`.
     """
+    need_margin(margin)  # before anything is decoded
     folder = Path(out) if out else configs.reports() / "gate"
     for name in ("gate.html", "junit.xml"):  # of an earlier gate: no machine is to read them for this one's
         (folder / name).unlink(missing_ok=True)
@@ -341,9 +341,9 @@ def junit(gate: Gate) -> bytes:
     XML 1.0 has no control characters at all, not even as references, so they are shown as their code points.
     """
     kinds = [j.verdict.kind for j in gate.judged]
-    counts = {"tests": len(kinds), "failures": kinds.count("REGRESSED"), "errors": 0, "skipped": kinds.count("INCONCLUSIVE")}
-    root = xml.Element("testsuites", {key: str(value) for key, value in counts.items()})
-    suite = xml.SubElement(root, "testsuite", {"name": "speechlab gate", **root.attrib})
+    counts = {"tests": str(len(kinds)), "failures": str(kinds.count("REGRESSED")), "errors": "0"}
+    root = xml.Element("testsuites", counts)  # which has no skipped in Jenkins' schema
+    suite = xml.SubElement(root, "testsuite", {"name": "speechlab gate", **counts, "skipped": str(kinds.count("INCONCLUSIVE"))})
     about = xml.SubElement(suite, "properties")
     known = {"candidate": gate.candidate, "baseline": gate.baseline, "margin": gate.judged[0].verdict.margin, "heard": gate.heard_sha256}
     for key, value in known.items():

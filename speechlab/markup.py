@@ -6,17 +6,20 @@ writing ``Html(untrusted)`` is. Colours are half transparent over the reader's o
 always paired with a second sign (strike, underline), so pages read in light, in dark, in
 JupyterLab's themes and without colour vision.
 
-Not covered: Markdown; layouts (see :mod:`speechlab.board`).
+Not covered: Markdown but the lab's own (:func:`markdown_html`); layouts (see :mod:`speechlab.board`).
 """
 
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
+from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from speechlab import text
@@ -40,6 +43,12 @@ CSS = """
 .speechlab .sub s { background: #cc79a730; text-decoration-color: #cc79a7; opacity: .8; }
 .speechlab .sub u { background: #cc79a748; text-decoration: underline wavy 1.5px #cc79a7; }
 .speechlab .samples td:first-child { min-width: 12em; }
+.speechlab .scroll { overflow-x: auto; }
+.speechlab .prose { max-width: 60em; overflow-wrap: anywhere; } .speechlab .prose td, .speechlab .prose th { overflow-wrap: normal; }
+.speechlab .prose td:nth-child(2):last-child { overflow-wrap: anywhere; }
+.speechlab .prose h3, .speechlab .prose h4 { font: 600 1.1em system-ui, sans-serif; margin: 1.2em 0 .3em; }
+.speechlab .prose p, .speechlab .prose ul { margin: .4em 0; } .speechlab .prose ul { padding-left: 1.3em; }
+.speechlab .prose pre { overflow-x: auto; padding: .6em .8em; background: #8882; border-radius: .3em; }
 .speechlab audio { height: 32px; width: 230px; max-width: 100%; display: block; margin-top: .3em; }
 @media (max-width: 640px) {
   .speechlab th, .speechlab td { padding: .3em .4em; }
@@ -196,6 +205,29 @@ def definitions_html(values: Mapping[str, Any]) -> Html:
     """
     items = Html("").join(Html("<dt>{}</dt><dd>{}</dd>").format(key, value) for key, value in _flat(values))
     return Html("<dl>{}</dl>").format(items)
+
+
+def markdown_html(text: str) -> Html:
+    """Markdown that the lab wrote, such as a model card, as a part of a page: its header left out, headings two levels down.
+
+    HTML in it stays text; there are neither links nor pictures. Tables scroll for themselves.
+
+    Args:
+        text: CommonMark with tables; what is untrusted in it has gone through :func:`speechlab.card.plain`.
+    """
+    body = re.sub(r"\A---\n.*?\n---\n", "", text, count=1, flags=re.DOTALL)
+    tokens = _markdown().parse(body)
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(int(token.tag[1]) + 2, 6)}"
+    page = _markdown().renderer.render(tokens, _markdown().options, {})
+    page = page.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
+    return Html('<div class="prose">{}</div>').format(Html(page))
+
+
+@lru_cache(maxsize=1)
+def _markdown() -> MarkdownIt:
+    return MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "link", "autolink"])
 
 
 def _flat(values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:

@@ -86,13 +86,14 @@ def keep(run: Run, corpus: Corpus, start: Weights, workers: int, device: str) ->
     """
     lines = "".join(f"{line}\n" for line in corpus.manifest).encode()
     write_atomic(run.path / "manifest.jsonl.gz", gzip.compress(lines, mtime=0))
-    write_atomic(run.path / "packages.txt", installed().encode())
+    packages = installed()
+    write_atomic(run.path / "packages.txt", packages.encode())
     code, patch = commit.source(Path(__file__).parent)
     if patch:
         write_atomic(run.path / "code.patch", patch)
     data = {"manifest_sha256": corpus.manifest_sha256, "licence": corpus.licence, "attribution": corpus.attribution}
     weights = {name: getattr(start, name) for name in ("name", "source", "sha256", "revision", "licence")}
-    gathered = collect(run.config, f"{run.path.parent.name}/{run.id}/config.yaml", data, weights, workers, device, code)
+    gathered = collect(run.config, f"{run.path.parent.name}/{run.id}/config.yaml", data, weights, workers, device, code, packages)
     write_atomic(run.path / "provenance.json", to_json(gathered))
 
 
@@ -104,6 +105,7 @@ def collect(
     workers: int = 1,
     device: str = "cpu",
     code: dict[str, Any] | None = None,
+    packages: str | None = None,
 ) -> dict[str, Any]:
     """Gather the record of a run.
 
@@ -115,6 +117,7 @@ def collect(
         workers: That train together.
         device: Torch device of this one.
         code: From :func:`speechlab.commit.source`; None looks at this package.
+        packages: From :func:`installed`; None looks.
 
     Returns:
         Plain values that JSON can hold; what cannot be found out is null, never left out.
@@ -129,7 +132,7 @@ def collect(
             "lock_sha256": _sha256(Path(__file__).parents[1] / "requirements.lock"),
             "python": platform.python_version(),
             "packages": "packages.txt",
-            "packages_sha256": hashlib.sha256(installed().encode()).hexdigest(),
+            "packages_sha256": hashlib.sha256((packages or installed()).encode()).hexdigest(),
             "conda": os.environ.get("CONDA_DEFAULT_ENV"),
             **{name: _version(name) for name in PACKAGES},
         },

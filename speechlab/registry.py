@@ -8,7 +8,7 @@ version stands::
     champion    in use, by :func:`promote`
     previous    in use before, to which :func:`rollback` goes back
 
-``models:/name@champion`` is then a system like others: :func:`speechlab.tracking.model` downloads it.
+``models:/name@champion`` then names its weights wherever a model can be named: see :mod:`speechlab.versions`.
 
 Not covered: deleting versions (MLflow's own page does); several people who promote in the same second.
 """
@@ -26,6 +26,7 @@ from typing import Any
 from speechlab import card, tracking
 from speechlab.errors import InputError
 from speechlab.runs import Run
+from speechlab.versions import FILE_TAG, RUN_TAG, WEIGHTS_TAG, connect, is_there, need_registry, sha256_of
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")  # as it stands in models:/name@alias
@@ -96,7 +97,7 @@ def promote(name: str, version: int | None = None, uri: str | None = None) -> Ve
     Raises:
         InputError: if there is no such version, or the tracker cannot be reached.
     """
-    with _asked(uri) as client:
+    with _asked(uri, name) as client:
         here = {v.version: v for v in _known(client, name)}
         version = version if version is not None else _holder(here.values(), CANDIDATE)
         if version not in here:
@@ -122,7 +123,7 @@ def rollback(name: str, uri: str | None = None) -> Version:
     Raises:
         InputError: if there is no previous champion, or the tracker cannot be reached.
     """
-    with _asked(uri) as client:
+    with _asked(uri, name) as client:
         version = _holder(_known(client, name), PREVIOUS)
         if version is None:
             do = f"speechlab promote {name} --version N"
@@ -142,7 +143,9 @@ def versions(name: str | None = None, uri: str | None = None) -> list[Version]:
     Raises:
         InputError: if there is no model of that name, or the tracker cannot be reached.
     """
-    with _asked(uri) as client:
+    if name is None and not is_there(uri):
+        return []
+    with _asked(uri, name or "") as client:
         return _versions(client) if name is None else _known(client, name)
 
 
@@ -150,9 +153,11 @@ def versions(name: str | None = None, uri: str | None = None) -> list[Version]:
 
 
 @contextmanager
-def _asked(uri: str | None) -> Iterator[Any]:
-    """A client whose errors, of which MLflow has several kinds, become one."""
-    client = tracking.connect(uri)
+def _asked(uri: str | None, name: str = "") -> Iterator[Any]:
+    """A client whose errors, of which MLflow has several kinds, become one; to ask for a model there must be a registry."""
+    if name:
+        need_registry(name, uri)
+    client = connect(uri)
     try:
         yield client
     except InputError:
@@ -207,12 +212,12 @@ def _add(client: Any, run: Run, name: str, made: card.Model) -> int:
 def _lineage(made: card.Model) -> dict[str, str]:
     record = made.run.provenance
     return {
-        "speechlab.run": made.run.id,
+        RUN_TAG: made.run.id,
         "speechlab.signature": made.run.config.signature,
         "speechlab.manifest": record.get("data", {}).get("manifest_sha256", ""),
-        "speechlab.weights": made.checkpoint.digest,
+        WEIGHTS_TAG: made.checkpoint.digest,
         "speechlab.normaliser": made.normaliser,
-        tracking.FILE_TAG: tracking.sha256_of(made.checkpoint.path),
+        FILE_TAG: sha256_of(made.checkpoint.path),
         **{f"{RATE}{row['condition']}": _rate(row) for row in made.table.to_dict("records") if row["words"]},
     }
 

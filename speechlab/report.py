@@ -35,6 +35,7 @@ UNSAFE = ("text/markdown", "text/latex", "text/vnd.mermaid")
 
 
 NOTEBOOKS = ("03_train.ipynb", "04_evaluate.ipynb", "05_errors.ipynb")
+PRETRAINING = NOTEBOOKS[:1]  # writes no text: nothing to evaluate
 IOPUB = 60  # seconds for a cell's last output to arrive; papermill's four are too few on a machine that does other things
 STOP_GRACE: Seconds = 90.0  # for a driver to save and end when the report is given up
 
@@ -44,7 +45,7 @@ class NotebookError(RuntimeError):
 
 
 def make(run: Run, progress: bool = True) -> Path:
-    """The main job: train, evaluate, report, by way of three notebooks.
+    """The main job: train, evaluate, report, by way of three notebooks; of a pretraining the first alone.
 
     A run that has finished is not trained again. If the notebooks are given up, by Ctrl-C or an
     error, training is stopped with a checkpoint, and the run can go on.
@@ -61,8 +62,9 @@ def make(run: Run, progress: bool = True) -> Path:
         KeyboardInterrupt: after Ctrl-C, when the workers are gone.
     """
     folder = configs.home() / "notebooks"
+    names = NOTEBOOKS if run.config.transcribes else PRETRAINING
     try:
-        done = [execute(folder / name, run.path / name, {"run": run.path}, cwd=configs.home(), progress=progress) for name in NOTEBOOKS]
+        done = [execute(folder / name, run.path / name, {"run": run.path}, cwd=configs.home(), progress=progress) for name in names]
     except BaseException as e:
         deadline = time.monotonic() + STOP_GRACE
         while run.locked() and time.monotonic() < deadline:

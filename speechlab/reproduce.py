@@ -20,11 +20,12 @@ from typing import Any
 
 import pandas as pd
 
-from speechlab import commit, evaluation, provenance, verdict
+from speechlab import commit, evaluation, provenance, verdict, versions
 from speechlab.corpora.base import lines_sha256
 from speechlab.errors import InputError
 from speechlab.markup import CSS, PAGE, Html, definitions_html, table_html
 from speechlab.runs import Run, write_atomic
+from speechlab.tracking import uri_for
 from speechlab.utterances import some
 from speechlab.verdict import Verdict
 
@@ -130,6 +131,8 @@ def _settings(run: Run) -> Iterator[str]:
         yield f"cluster.device_seconds={limit!r}"
     if experiment.cluster.address is not None:  # other machines do not have the worktree
         yield "cluster.address=null"
+    if versions.is_name(experiment.model.weights) and experiment.tracking.uri is None:
+        yield f"tracking.uri={json.dumps(uri_for(run))}"  # where the weights are, if the cache has lost them
     yield "tracking.enabled=false"
 
 

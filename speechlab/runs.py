@@ -39,6 +39,7 @@ from typing import IO, Any, Literal, TypeGuard
 import pandas as pd
 
 from speechlab import config as configs
+from speechlab import versions
 from speechlab.errors import InputError
 
 Event = dict[str, Any]
@@ -87,11 +88,12 @@ class Run:
 
     @classmethod
     def create(cls, experiment: configs.Experiment, root: str | Path | None = None) -> Run:
-        """Make a new run directory with its frozen config; an existing one is never reused.
+        """Make a new run directory with its frozen config, where an alias is its version; an existing one is never reused.
 
         Raises:
-            InputError: if the directory cannot be written.
+            InputError: if the directory cannot be written, or as for :func:`speechlab.versions.pin`.
         """
+        experiment = versions.pin(experiment)
         root = place(experiment, root)
         stem = f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}-{experiment.signature[:6]}"
         for n in range(100):
@@ -332,12 +334,14 @@ def _finite(value: Any) -> Any:
 
 
 def find(name: str | Path, root: str | Path | None = None) -> Run:
-    """A run by its id under ``root`` (``reports``), by path, or ``latest``.
+    """A run by its id under ``root`` (``reports``), by path, or ``latest``; or the one that made a registered model.
 
     Raises:
         InputError: if there is none of that name; the known ones are listed.
     """
     name, root = str(name), Path(root) if root is not None else configs.reports()
+    if versions.is_name(name):
+        return Run(versions.maker(name, root))
     if name == "latest":
         found = sorted(root.glob("*/config.yaml"), key=lambda p: p.stat().st_mtime)
         if not found:

@@ -29,6 +29,7 @@ import pandas as pd
 import yaml
 
 from speechlab import config as configs
+from speechlab import versions
 from speechlab.errors import InputError, did_you_mean
 from speechlab.runs import Run, State, ended, per_step, place, write_atomic
 from speechlab.units import Seconds
@@ -156,8 +157,13 @@ class Sweep:
             root: Where it is made; none is ``reports``.
 
         Raises:
-            InputError: if a value that can be drawn does not suit the config.
+            InputError: if a value that can be drawn does not suit the config, or it is a pretraining.
         """
+        if not experiment.transcribes:
+            raise InputError(
+                "A sweep goes by the WER, which a pretraining has not.", got="model.objective: pretraining", expected="transcripts"
+            )
+        experiment = versions.pin(experiment)  # the same for all trials
         rng = np.random.default_rng([experiment.seed, 0x5EE9])
         drawn = [{d.key: d.draw(rng) for d in dimensions} for _ in range(trials)]
         values = list({json.dumps(v, sort_keys=True): v for v in drawn}.values())

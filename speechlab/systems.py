@@ -17,14 +17,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from speechlab import config as configs
-from speechlab import corpora, evaluation, models, runs, tracking, utterances
+from speechlab import corpora, evaluation, models, runs, utterances, versions
 from speechlab.config import Experiment
 from speechlab.decoding import Decoded
 from speechlab.errors import InputError, did_you_mean
 from speechlab.evaluation import Evaluation, System
 from speechlab.models import weights
-
-REGISTERED = "models:/"  # how MLflow names a registered model
 
 
 @dataclass(frozen=True)
@@ -146,10 +144,10 @@ def resolve(name: str, language: str, uri: str | None = None) -> System:
     Raises:
         InputError: if nothing of that name is known or can be had, or it cannot be used.
     """
-    if name.startswith(REGISTERED):
-        folder = tracking.model(name, uri)
-        found = weights.resolve(_family(name, folder), str(folder))
-        return System(_plain(name.removeprefix(REGISTERED)), _family(name, folder), str(found.path), found.sha256, language, name)
+    if versions.is_name(name):
+        told = _family(name, versions.folder(name, uri))
+        found = weights.resolve(told, name, registry=uri)
+        return System(_plain(name.removeprefix(versions.SCHEME)), told, str(found.path), found.sha256, language, name)
     place, _, which = name.partition(":")
     if run := _run(place):
         available = evaluation.systems(run)

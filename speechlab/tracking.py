@@ -10,11 +10,7 @@ Not covered yet: system metrics, dataset inputs, decimation for MLflow's own pag
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
-import logging
-import os
-import re
 import threading
 import time
 from collections.abc import Iterable
@@ -22,17 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from speechlab import config as configs
-from speechlab import fetch
 from speechlab.config import Experiment
-from speechlab.errors import InputError
 from speechlab.runs import Event, Run, write_atomic
 from speechlab.units import Seconds
+from speechlab.versions import connect
 
 BATCH = 1000  # metrics MLflow takes in one call
 PARAMS = 50  # for one call; MLflow takes at most 100
 STEP_METRICS = ("loss", "lr", "grad_norm", "clips", "audio_seconds", "padded_seconds", "step_seconds", "wait_seconds", "memory_bytes")
 VALIDATION_METRICS = ("wer", "cer")
-FILE_TAG = "speechlab.file"  # of a registered version: SHA-256 of its model.safetensors
 DESCRIBING = ("config.yaml", "provenance.json", "code.patch", "manifest.jsonl.gz", "packages.txt")  # files of a run, where it has them
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "FAILED"}
 
@@ -40,45 +34,6 @@ STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "inte
 def uri_for(run: Run) -> str:
     """The tracking URI of a run: the config's, or SQLite beside the runs."""
     return run.config.tracking.uri or f"sqlite:///{run.path.parent / 'mlflow.db'}"
-
-
-def model(name: str, uri: str | None = None) -> Path:
-    """A registered model's folder of weights, downloaded into the cache where it is not on this machine.
-
-    Args:
-        name: ``models:/name@alias`` or ``models:/name/version``.
-        uri: Tracking URI of its registry; None is SQLite beside the runs.
-
-    Raises:
-        InputError: if the registry has no such model, it holds no folder of weights, or other weights than were registered.
-    """
-    client = connect(uri)
-    found = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/([0-9]+))", name)
-    if not found:
-        raise InputError("A registered model is not named like this.", got=name, expected="models:/name@alias or models:/name/version")
-    title, alias, version = found.groups()
-    import mlflow
-
-    try:
-        about = client.get_model_version_by_alias(title, alias) if alias else client.get_model_version(title, version)
-        where = client.get_model_version_download_uri(title, about.version)
-        folder = Path(mlflow.artifacts.download_artifacts(where, dst_path=str(_kept(about)), tracking_uri=client.tracking_uri))
-    except Exception as e:  # MLflow raises several kinds
-        raise InputError("The registered model cannot be had.", got=f"{name}: {str(e)[:300]}", expected="a model of the registry") from None
-    held = sorted(path.parent for path in folder.rglob("model.safetensors"))
-    if not held:
-        raise InputError("The registered model holds no weights that can be loaded.", got=name, expected="a folder with model.safetensors")
-    found_sha256 = sha256_of(held[0])
-    if (expected := about.tags.get(FILE_TAG, found_sha256)) != found_sha256:
-        got = f"{name}: {found_sha256}"
-        raise InputError("The registered model's weights are not those that were registered.", got=got, expected=expected)
-    return held[0]
-
-
-def sha256_of(folder: Path) -> str:
-    """SHA-256 of a folder's model.safetensors."""
-    with open(folder / "model.safetensors", "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def recorded(run: Run) -> str:
@@ -119,13 +74,6 @@ def reproduced(original: Run, again: Run, level: str) -> str:
     except Exception as e:  # MLflow raises several kinds
         return f"MLflow: {type(e).__name__}: {str(e)[:300]}; the verdict stands, and is in {again.path}"
     return f"noted in MLflow, on run {mlflow_run}"
-
-
-def _kept(about: Any) -> Path:
-    of = about.tags.get(FILE_TAG) or f"{about.name}/{about.version}"  # two registries may each have a version of that name
-    place = fetch.cache() / "registered" / hashlib.sha256(of.encode()).hexdigest()[:12]
-    place.mkdir(parents=True, exist_ok=True)
-    return place
 
 
 def catch_up(run: Run) -> int:
@@ -240,23 +188,6 @@ class _Sent:
 
     def write(self, run: Run) -> None:
         write_atomic(run.path / "tracking.json", json.dumps(vars(self)).encode())
-
-
-def connect(uri: str | None = None) -> Any:
-    """An ``MlflowClient`` that says little and does not wait long.
-
-    Args:
-        uri: Tracking URI; None is SQLite beside the runs.
-    """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # a tracker that is away must not hold the last catch-up for minutes
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    logging.getLogger("alembic").setLevel(logging.ERROR)
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    import mlflow
-
-    return mlflow.MlflowClient(tracking_uri=uri or f"sqlite:///{configs.reports() / 'mlflow.db'}")
 
 
 def _create(client: Any, run: Run) -> str:

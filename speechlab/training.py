@@ -42,7 +42,7 @@ MOST_SKIPPED = 20  # fp16 steps in a row whose gradients overflow, before that c
 
 def begin(experiment: Experiment, clips: Clips) -> Weights:
     """The weights that an experiment starts from: see :func:`speechlab.models.begin`."""
-    return models.begin(experiment.model, experiment.corpus.language, clips.texts, experiment.seed)
+    return models.begin(experiment.model, experiment.corpus.language, clips.texts, experiment.seed, experiment.tracking.uri)
 
 
 def plan_for(experiment: Experiment, clips: Clips, tokens: Sequence[int] | None = None) -> Plan:
@@ -126,7 +126,7 @@ def train(experiment: Experiment, corpus: corpora.Corpus, start: str, run: Run, 
         done, epoch, stop = done + 1, event["epoch"], learner.stopping
         epoch_ends = learner.plan.locate(done)[1] == 0
         wer = None
-        if epoch_ends and ((epoch + 1) % t.validate_epochs == 0 or done == total):
+        if epoch_ends and experiment.transcribes and ((epoch + 1) % t.validate_epochs == 0 or done == total):
             with learner.published():
                 validation = validate(experiment, learner.model, corpus, run, world, done, epoch)
             wer = validation["wer"]

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from speechlab import checkpoints, runs
+from speechlab import checkpoints, runs, versions
 from speechlab import config as configs
 from speechlab.errors import InputError
 from speechlab.runs import Run
@@ -24,6 +22,7 @@ from speechlab.tracking import flatten
 from speechlab.units import Bytes
 
 KINDS = ("checkpoints", "evaluations", "samples", "rest")
+UNREADABLE = "a config that names the run and cannot be read"
 AGED = ["checkpoint", "step", "wer", "bytes", "stays"]
 
 
@@ -55,6 +54,9 @@ def named(name: str, root: str | Path | None = None) -> Run:
         InputError: if there is none, it lies elsewhere, or the name is that of a link.
     """
     folder = _root(root)
+    if versions.is_name(name):
+        do = "speechlab models tells which run made it; its weights are the registry's and stay"
+        raise InputError("A run is deleted by its own name.", got=name, expected="a run's id", do=do)
     run = runs.find(name, folder)
     if any(os.path.islink(os.path.abspath(place)) for place in (folder / name, name)):
         raise InputError("Nothing is deleted through a link.", got=name, expected=f"the run itself: {run.path}")
@@ -84,17 +86,29 @@ def referring(run: Run, place: Path | None = None) -> dict[str, str]:
     Returns:
         Their ids, each with what it names. A config that cannot be read counts if the run's id stands in it.
     """
-    beside, place = run.path.parent, place or run.path
-    found = {}
+    return _leading(_named(run), place or run.path)
+
+
+def _named(run: Run) -> dict[str, list[str]]:
+    """The texts in the configs of the runs and sweeps beside a run, by their ids."""
+    beside, found = run.path.parent, {}
     for path in sorted(p for name in ("*/config.yaml", "*/base.yaml", "*/*/config.yaml") for p in beside.glob(name)):
         if path.resolve().is_relative_to(run.path):
             continue
         try:
-            values: Iterable[Any] = flatten(configs.load(path)).values()
+            values = [value for value in flatten(configs.load(path)).values() if isinstance(value, str)]
         except InputError:
-            values = [str(place)] if run.id.encode() in path.read_bytes() else []
-        if value := next((v for v in values if isinstance(v, str) and _leads(v, place)), None):
-            found[path.parent.relative_to(beside).as_posix()] = value
+            values = [UNREADABLE] if run.id.encode() in path.read_bytes() else []
+        found[path.parent.relative_to(beside).as_posix()] = values
+    return found
+
+
+def _leading(named: dict[str, list[str]], place: Path) -> dict[str, str]:
+    """Which of them name something in a folder, and what; a config that cannot be read counts for every folder of the run."""
+    found = {}
+    for name, values in named.items():
+        if value := next((v for v in values if v is UNREADABLE or _leads(v, place)), None):
+            found[name] = str(place) if value is UNREADABLE else value
     return found
 
 
@@ -122,10 +136,10 @@ def aged(run: Run, keep: int = 1) -> pd.DataFrame:
     found = checkpoints.existing(folder)
     due = 0 if checkpoints.averaged(folder) else run.config.training.average or 0
     whole, best = checkpoints.newest(folder)[0], checkpoints.best(found)
-    rows = []
+    rows, beside = [], _named(run)
     for n, c in enumerate(reversed(found), 1):
         elsewhere = c.path.resolve() != c.path  # and so not this run's
-        users = {} if elsewhere else referring(run, c.path)
+        users = {} if elsewhere else _leading(beside, c.path)
         reasons = {
             "a link": elsewhere,
             "newest": n <= keep,

@@ -21,6 +21,8 @@ def main(config: str, out: str, *overrides: str) -> None:
         out: JSON file to write: ``manifest``, ``broken`` (id to reason), and ``problem`` where there is no corpus at all.
         overrides: Values in place of the file's.
     """
+    from tqdm.std import tqdm  # not the lab's own: another checkout may not have that yet
+
     from speechlab import config as configs
     from speechlab import corpora
     from speechlab.errors import InputError
@@ -32,7 +34,8 @@ def main(config: str, out: str, *overrides: str) -> None:
         found["problem"] = str(e)
     else:
         broken = {}
-        for cut in (cut for split in corpora.SPLITS for cut in corpus.cuts[split]):
+        cuts = [cut for split in corpora.SPLITS for cut in corpus.cuts[split]]
+        for cut in tqdm(cuts, desc="clips", unit="clip", mininterval=0.3):
             try:
                 corpora.load_audio(cut)
             except InputError as e:

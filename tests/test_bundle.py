@@ -130,7 +130,7 @@ def test_a_run_that_is_not_whole_is_not_packed(run, tmp_path, small_whisper):
     with pytest.raises(InputError, match="lock that the run was made with cannot be had"):
         bundle.pack(copy, file)
     (copy.path / "checkpoints" / "step-000001" / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(InputError, match="no whole checkpoint") as e:
+    with pytest.raises(InputError, match="best checkpoint of run copy is damaged") as e:
         bundle.pack(copy, file)
     assert "model.safetensors" in str(e.value)
     with pytest.raises(InputError, match="cannot be written"):

@@ -8,14 +8,14 @@ import re
 
 import pytest
 import yaml
-from browser import EVIL_TEXT
+from browser import EVIL_TEXT, chromium, pwned, watch
 from bs4 import BeautifulSoup
 from evaluated import experiment, made
 from hypothesis import given
 from hypothesis import strategies as st
 from released import RECORD, better, finished
 
-from speechlab import card, checkpoints, evaluation
+from speechlab import card, checkpoints, evaluation, markup
 from speechlab.errors import InputError
 from speechlab.runs import Run
 
@@ -128,6 +128,47 @@ def test_texts_of_a_run_are_neither_yaml_nor_markdown_nor_html(run):
         assert EVIL_TEXT in " ".join(page.text.split()), "it is shown as it is"
     raw = text.replace(card.plain(MARKDOWN), MARKDOWN)
     assert rendered(raw)["markdown-it"].find("script"), "and without the escape it would be markup"
+
+
+def evil(run: Run) -> str:
+    """The card of a run whose texts are all hostile."""
+    record = copy.deepcopy(RECORD)
+    for section in record.values():
+        section.update(dict.fromkeys(section, MARKDOWN))
+    (run.path / "config.yaml").write_text(run.config.model_copy(update={"question": MARKDOWN}).to_yaml())
+    (run.path / "provenance.json").write_text(json.dumps(record))
+    return card.card(card.model(run), MARKDOWN)
+
+
+def test_on_a_page_a_card_is_inert_and_has_no_header(run):
+    page = BeautifulSoup(markup.markdown_html(evil(run)), "html.parser")
+    assert {tag.name for tag in page.find_all()} <= {"div", "h3", "h4", "p", "ul", "li", "pre", "code"} | {t for t in TAGS if t[0] == "t"}
+    assert [h.text for h in page.find_all("h4")] == [h.text for h in rendered(card.card(card.model(run)))["markdown-it"].find_all("h2")]
+    assert "pipeline_tag" not in page.text and EVIL_TEXT in " ".join(page.text.split())
+    assert all(table.parent["class"] == ["scroll"] for table in page.find_all("table")) and len(page.find_all("table")) == 2
+    raw = BeautifulSoup(markup.markdown_html(f"# a\n\n{MARKDOWN.splitlines()[-1]}\n\n<script>x</script>"), "html.parser")
+    assert not raw.find_all(["script", "a", "img"]), "not even where somebody forgot to escape"
+
+
+def test_beside_evaluations_there_is_a_card_or_a_reason(run, tmp_path):
+    assert card.beside(run.path / "evaluations") == card.card(card.model(run))
+    assert "only of what a run" in card.beside(tmp_path / "evaluations")
+    assert "no validated checkpoint" in card.beside(Run.create(run.config, tmp_path).path / "evaluations")
+
+
+@pytest.mark.slow
+def test_a_card_reads_on_a_telephone_and_runs_nothing(run, tmp_path):
+    path = tmp_path / "card.html"
+    about = {"title": "card", "css": markup.Html(markup.CSS), "about": "", "legend": ""}
+    path.write_bytes(markup.PAGE.format(**about, body=markup.markdown_html(evil(run))).encode("utf-8", "replace"))
+    with chromium() as browser:
+        for scheme in ("light", "dark"):
+            tab = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+            log = watch(tab)
+            tab.goto(path.as_uri())
+            assert not pwned(tab) and not log.external and not log.errors
+            assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+            assert tab.locator("h4", has_text="Results").is_visible()
 
 
 @given(st.text(max_size=40))

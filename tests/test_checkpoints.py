@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from released import better, finished
 from safetensors.torch import save_file
 from torch import nn
 
@@ -21,6 +22,7 @@ from speechlab.checkpoints import Checkpoint
 from speechlab.config import OptimConfig
 from speechlab.errors import InputError
 from speechlab.models.whisper import Whisper
+from speechlab.runs import Run
 
 
 class Tiny(nn.Sequential):
@@ -285,3 +287,18 @@ def test_what_is_in_a_checkpoint_is_json_and_tensors(tmp_path):
     state = json.loads((path / "state.json").read_text())
     assert (state["step"], state["epoch"], state["wer"]) == (12, 0, 0.5)
     assert set(json.loads((path / "files.json").read_text())) == {p.name for p in path.iterdir()} - {"files.json"}
+
+
+def test_what_is_handed_on_is_the_best_verified_and_its_absence_is_told(tmp_path, small_whisper):
+    run = finished(tmp_path, small_whisper)
+    first, second = checkpoints.chosen(run), better(run, small_whisper, 2)
+    assert first.step == 1 and checkpoints.need_chosen(run) == second
+    with open(second.path / "config.json", "a") as f:
+        f.write(" ")
+    for asked in (checkpoints.chosen, checkpoints.need_chosen):
+        with pytest.raises(InputError, match=f"best checkpoint of run {run.id} is damaged(.|\\n)*step-000002: config.json is not the file"):
+            asked(run)
+    empty = Run.create(run.config, tmp_path)
+    assert checkpoints.chosen(empty) is None
+    with pytest.raises(InputError, match="no validated checkpoint(.|\\n)*that is new(.|\\n)*--resume"):
+        checkpoints.need_chosen(empty)

@@ -89,6 +89,10 @@ def refused(path, overrides=()) -> str:
         ("cluster: {workers: 2, workers_min: 4}", ["got cluster.workers_min 4 above cluster.workers 2", "expected", "lower it"]),
         ("training: {average: 5}", ["got average 5 above keep_last 3", "expected", "raise keep_last"]),
         ("model: {objective: pretraining}", ["got objective pretraining for whisper", "expected it for wav2vec2", "set objective"]),
+        (
+            "model: {family: wav2vec2, objective: pretraining}\ntraining: {patience: 2}",
+            ["training.patience 2", "no error rate to go by", "to null"],
+        ),
         ("model: {lora: {rank: 0}}", ["model.lora.rank: got 0", "greater than or equal to 1"]),
         ("model: {shape: {dims: 3}}", ["model.shape.dims: got the unknown key 'dims'", 'did you mean "dim"?']),
         ("tracking: {experiment: ''}", ["expected text to have at least 1 character"]),

@@ -20,19 +20,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # the one module that may know each of these
 ONLY_IMPORTER = {
     "ray": {"cluster", "infer", "ingest", "tune"},  # one trains, one decodes, one prepares, one searches
-    "mlflow": {"tracking"},
-    "panel": {
-        "board",
-        "explorer",
-        "listen",
-        "mixer",
-        "players",
-        "playground",
-        "report",
-        "review",
-        "style",
-        "trials",
-    },  # report: where its style sheets lie
+    "mlflow": {"tracking", "versions"},  # one follows runs, one finds weights
+    "panel": {"board", "explorer", "listen", "mixer", "players", "playground", "review", "trials"}
+    | {"report", "style"},  # where its style sheets lie, and its script
     "holoviews": {"board", "explorer", "findings", "listen", "mixer", "trials"}  # the boards, and what lies in plots/
     | {"errors", "fusion", "measured", "pairs", "rates", "side", "sound", "style", "training"},
     "bokeh": {"board", "errors", "listen", "style"},
@@ -52,6 +42,7 @@ ONLY_IMPORTER = {
     "kaldingram": {"ngram"},
     "usearch": {"likeness"},
     "PIL": {"thumbnails"},
+    "markdown_it": {"markup"},
     "typer": {"cli", "cli_corpus", "cli_registry", "cli_reproduce", "cli_runs", "cli_score", "cli_transcribe"},
     "pydantic": {"config"},
     "jsonschema": {"provenance"},

@@ -115,3 +115,11 @@ def test_an_older_record_is_read_and_what_it_lacks_is_named(tmp_path):
     assert {"code.patch: missing", "hardware.capability: missing", "execution: missing"} <= set(lacking)
     assert not [line for line in lacking if "git_sha" in line]
     assert provenance.clips(run) is None
+
+
+def test_the_packages_are_listed_once_a_record(begun, monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr(provenance, "installed", lambda: asked.append("") or "torch==2.11.0\n")
+    provenance.keep(begun, corpora.configured(begun.config.corpus), START, 1, "cpu")
+    assert len(asked) == 1 and (begun.path / "packages.txt").read_text() == "torch==2.11.0\n"
+    assert begun.provenance["dependencies"]["packages_sha256"] == hashlib.sha256(b"torch==2.11.0\n").hexdigest()

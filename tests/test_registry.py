@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from released import RECORD, better, finished
 from typer.testing import CliRunner
 
-from speechlab import cli, cli_registry, config, registry, systems, tracking
+from speechlab import cli, cli_registry, config, registry, systems, tracking, versions
 from speechlab.errors import InputError
 from speechlab.runs import Run
 
@@ -19,13 +20,14 @@ from speechlab.runs import Run
 def store(tmp_path_factory) -> Path:
     """A SQLite store without anything in it, which takes MLflow seconds to make."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking.connect(f"sqlite:///{path}").search_registered_models()
+    versions.connect(f"sqlite:///{path}").search_registered_models()
     return path
 
 
 @pytest.fixture
 def reports(store, tmp_path, monkeypatch):
     monkeypatch.setattr(config, "reports", lambda: tmp_path)
+    monkeypatch.setenv("SPEECHLAB_CACHE", str(tmp_path / "cache"))
     shutil.copy(store, tmp_path / "mlflow.db")
     return tmp_path
 
@@ -59,7 +61,7 @@ def test_what_is_registered_is_a_system_and_holds_no_pickle(run):
     registry.register(run, "prompts-en")
     for name in ("models:/prompts-en@candidate", "models:/prompts-en/1"):
         found = systems.resolve(name, "en")
-        assert found.family == "whisper" and found.sha256 == tracking.sha256_of(Path(found.folder))
+        assert found.family == "whisper" and found.sha256 == versions.sha256_of(Path(found.folder))
     held = {p.name for p in Path(found.folder).iterdir()}
     assert {"model.safetensors", "config.json", "README.md", "tokenizer.json"} <= held
     assert {p.rsplit(".", 1)[-1] for p in held} == {"safetensors", "json", "md"} and "optimizer.safetensors" not in held
@@ -155,6 +157,15 @@ def test_the_registry_is_the_run_s_tracker(run, reports, store):
         systems.resolve("models:/m@champion", "en")
 
 
+def test_where_there_is_no_registry_nobody_makes_one_by_asking(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "reports", lambda: tmp_path)
+    assert registry.versions() == [] and "no model is registered" in CliRunner().invoke(cli.app, ["models"]).output
+    for asked in (registry.promote, registry.rollback, registry.versions):
+        with pytest.raises(InputError, match="There is no registry of models yet(.|\n)*speechlab register"):
+            asked("m")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_versions_of_others_are_listed_too(run, reports):
     client = mlflow.MlflowClient(tracking_uri=tracking.uri_for(run))
     client.create_registered_model("it's theirs")
@@ -163,17 +174,28 @@ def test_versions_of_others_are_listed_too(run, reports):
     assert [(v.name, v.run) for v in registry.versions()] == [("it's theirs", ""), ("m", run.id)]
 
 
-def test_the_commands(run, monkeypatch):
+def test_the_commands(run, reports, store, monkeypatch):
     def shell(*arguments) -> tuple[int, str]:
         result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
         return result.exit_code, result.output + str(result.exception or "")
 
-    monkeypatch.setattr(cli_registry.out, "_width", 160)
+    monkeypatch.setattr(cli_registry.out, "_width", 80)
     assert "no model is registered" in shell("models")[1]
     code, said = shell("register", run.id, "--name", "m")
     assert code == 0 and "clean 10.00 [0.00, 48.54]" in said and "no champion yet: speechlab promote m" in said
-    assert "candidate, champion" in shell("promote", "m", "--version", "1")[1]
+    assert {"candidate", "champion", run.id} <= set(shell("promote", "m", "--version", "1")[1].split())
     assert "speechlab gate --candidate models:/m@candidate --baseline models:/m@champion" in shell("register", run.id, "--name", "m")[1]
     assert all(run.id in shell("models", *more)[1] for more in ([], ["m"]))
+    shutil.copy(store, reports / "elsewhere.db")
+    run.change([f"tracking.uri=sqlite:///{reports / 'elsewhere.db'}", "tracking.experiment=elsewhere"])
+    client = mlflow.MlflowClient(tracking_uri=tracking.uri_for(run))
+    client.create_experiment("elsewhere", artifact_location=(reports / "elsewhere").as_uri())
+    (run.path / "tracking.json").unlink()
+    said = shell("register", run.id, "--name", "m")[1]
+    command = re.search("speechlab (promote m --uri .*)", said).group(1)
+    assert "champion" in shell(*command.split())[1] and registry.versions("m", tracking.uri_for(run))[0].aliases == (
+        "candidate",
+        "champion",
+    )
     code, said = shell("rollback", "m")
     assert code and "no previous champion" in said

@@ -7,11 +7,13 @@ from pathlib import Path
 import nbformat
 import pytest
 from browser import EVIL, EVIL_TEXT
+from bs4 import BeautifulSoup
 from nbformat import v4
 from test_plots import live_markup
 
-from speechlab import report
+from speechlab import card, checkpoints, cluster, config, corpora, evaluation, experiments, models, report, runs, systems, validation
 from speechlab.errors import InputError
+from speechlab.world import World
 
 KERNEL = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}, "language_info": {"name": "python"}}
 
@@ -157,3 +159,26 @@ def test_a_failing_cell_is_named_with_its_source_and_its_exception(notebook, tmp
     for part in ("n.ipynb", "1 / (epochs - 1)", "ZeroDivisionError", "division by zero", "out.ipynb"):
         assert part in message
     assert (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.slow
+def test_the_report_of_a_pretraining_has_no_word_error_rate_and_says_why(root, tmp_path, prompts):
+    small = ["corpus.language=en", "corpus.limit=8", "model.shape={dim: 32, layers: 1, heads: 2, ffn: 32, dropout: 0.0}"]
+    small += ["training={epochs: 1, batch_clips: 4, micro_batches: 1, precision: fp32}", "cluster.workers=0", "tracking.enabled=false"]
+    run = runs.Run.create(config.load(root / "configs" / "wav2vec2-pretraining.yaml", small), tmp_path)
+    assert cluster.drive(run) == "finished" and not len(run.validations())
+    (last,) = checkpoints.existing(run.path / "checkpoints")
+    assert checkpoints.chosen(run) == last and last.wer is None
+    page = BeautifulSoup(report.make(run, progress=False).read_text(), "html.parser")
+    assert "its model writes no text" in page.text and "100.00" not in page.text
+    assert "Evaluate" not in [h.text for h in page.find_all("h1")] and [h.text for h in page.find_all("h1")] == ["Train"]
+    for refused in (evaluation.systems, card.model):
+        with pytest.raises(InputError, match="is a pretraining(.|\n)*train on from it"):
+            refused(run)
+    with pytest.raises(InputError, match="is a pretraining"):
+        systems.resolve(str(run.path), "en")
+    assert experiments.table(tmp_path).dev.isna().all() and not len(experiments.curves(experiments.table(tmp_path)))
+    # the control: scored, as it was before, it would have had one
+    corpus = corpora.configured(run.config.corpus)
+    model = models.load("wav2vec2", last.path, "en")
+    assert validation.validate(run.config, model, corpus, run, World(), 1, 0)["wer"] == 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,11 +81,12 @@ def test_other_clips_are_refused_with_the_list_of_what_differs(tmp_path):
     assert not (tmp_path / "clips.json").exists()
 
 
-def test_every_clip_is_looked_at(tmp_path, prompts, monkeypatch):
+def test_every_clip_is_looked_at_under_a_bar(tmp_path, prompts, monkeypatch, capsys):
     frozen = runs.Run.create(config.load("configs/smoke.yaml", ["corpus.limit=3"]), tmp_path).path / "config.yaml"
     verify.main(str(frozen), str(tmp_path / "out.json"), "corpus.limit=4")
     found = json.loads((tmp_path / "out.json").read_text())
     wanted = corpora.configured(config.load(frozen, ["corpus.limit=4"]).corpus)
+    assert re.search(r"clips: 100%.* 12/12 \[\d\d:\d\d<\d\d:\d\d", capsys.readouterr().err)
     assert found == {"manifest": wanted.manifest, "broken": {}, "problem": ""} and len(wanted.manifest) == 12
     last = wanted.cuts["test"][3].id
 

@@ -6,7 +6,7 @@ import mlflow
 import pytest
 from evaluated import experiment
 
-from speechlab import cases, checkpoints, config, corpora, evaluation, models, optim, results, systems, tracking
+from speechlab import cases, checkpoints, config, corpora, evaluation, models, optim, results, systems, versions
 from speechlab.errors import InputError
 from speechlab.runs import Run
 
@@ -75,7 +75,7 @@ def test_a_registered_model_is_downloaded(small_whisper, reports):
         with pytest.raises(InputError, match="cannot be had"):
             systems.resolve(name, "en")
     with pytest.raises(InputError, match="not named like this"):
-        tracking.model("models:/small")
+        versions.folder("models:/small")
 
 
 @pytest.mark.slow

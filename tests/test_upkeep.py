@@ -259,3 +259,10 @@ def test_the_commands_refuse_what_runs_and_what_is_not_there(run, folder, driver
         code, said = shell(command, "../elsewhere", "--yes")
         assert code and "not a run directory" in said
     assert len(kept(run)) == 4
+
+
+def test_configs_beside_a_run_are_read_once_however_many_checkpoints_it_has(run, other, monkeypatch):
+    read: list[str] = []
+    load = upkeep.configs.load
+    monkeypatch.setattr(upkeep.configs, "load", lambda path, *a: (read.append(path.parent.name), load(path, *a))[1])
+    assert len(upkeep.aged(run)) == 4 and read.count(other.id) == 1

