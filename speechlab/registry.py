@@ -152,14 +152,13 @@ def versions(name: str | None = None, uri: str | None = None) -> list[Version]:
 @contextmanager
 def _asked(uri: str | None) -> Iterator[Any]:
     """A client whose errors, of which MLflow has several kinds, become one."""
-    client = tracking.connect(uri)
     try:
-        yield client
+        yield tracking.connect(uri)  # to a database it connects at once
     except InputError:
         raise
     except Exception as e:
         got, do = f"{type(e).__name__}: {str(e)[:300]}", "start it, or name another registry"
-        raise InputError("The registry does not answer.", got=got, expected=client.tracking_uri, do=do) from None
+        raise InputError("The registry does not answer.", got=got, expected=uri or "SQLite beside the runs", do=do) from None
 
 
 def _check(name: str) -> None:

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from speechlab import budget, checkpoints, corpora, decoding, models, optim
+from speechlab import budget, checkpoints, corpora, decoding, models, optim, usage
 from speechlab.batches import Batch, Clips, feed
 from speechlab.config import Experiment
 from speechlab.errors import InputError
@@ -187,7 +187,7 @@ class _Learner:
         return self.average.applied() if self.average else nullcontext()
 
     def step(self, step: int) -> Event:
-        """Take a step, counted from 0; the same event on every rank."""
+        """Take a step, counted from 0; the same event on every rank, but for ``machine``."""
         experiment, world, began = self.experiment, self.world, time.perf_counter()
         epoch, planned = self.plan.step(step)
         expected = max(sum(self.tokens[i] for micro in planned.micros for i in micro.clips), 1)
@@ -237,6 +237,7 @@ class _Learner:
             "step_seconds": time.perf_counter() - began,
             "wait_seconds": waited / world.size,
             "memory_bytes": int(memory),
+            "machine": usage.now(world.device),
         }
 
     def _backward(self, batch: Batch, seed: int, weight: float, last: bool) -> models.Loss:
