@@ -65,9 +65,9 @@ setup: .venv/ready
 	@awk '/^[a-z]/{keep=0} /^uv==/{keep=1} keep' requirements.lock > .venv/uv.txt
 	@$(BIN)/python -m pip install --quiet --require-hashes -r .venv/uv.txt
 
-# What only the tests need from Debian: a browser, NIST's scorer and ffmpeg as oracles, encoders of the formats read.
+# What only the tests need from Debian: a browser, NIST's scorer and ffmpeg as oracles, encoders of the formats read, a database.
 .venv/debian: | .venv/ready
-	@bash .ci/debian chromium sctk ffmpeg sox libsox-fmt-all libvo-amrwbenc0
+	@bash .ci/debian chromium sctk ffmpeg sox libsox-fmt-all libvo-amrwbenc0 postgresql
 	@touch $@
 
 lock: | .venv/bin/uv

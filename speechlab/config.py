@@ -10,18 +10,32 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from speechlab.errors import InputError, did_you_mean
 from speechlab.units import Decibels, Hertz, Seconds
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+# a password after the user, wherever SQLAlchemy would read one; a user before a web server, where it may be a token; one in the query
+PASSWORD = re.compile(r"^[\w+.-]+://[^:/@]*:[^@]+@|^https?://[^/?#]*@|[?&;]\w*(password|passwd|secret|token)\w*=.", re.IGNORECASE)
+PASSWORDS = "PGPASSWORD, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+
+
+def _no_password(uri: str | None) -> str | None:
+    if uri and PASSWORD.search(uri):
+        raise ValueError(f"got a URI with a password in it, which is not shown here and would be in every record of the run, "
+                         f"expected one without; take it out and give it in the environment: {PASSWORDS}")  # fmt: skip
+    return uri
+
+
+Uri = Annotated[str | None, AfterValidator(_no_password)]
 
 
 class Section(BaseModel):
@@ -331,13 +345,15 @@ class ClusterConfig(Section):
     device_seconds: Seconds | None = Field(None, gt=0, description="most audio of one forward pass; none finds what the memory allows")
     loader_workers: int = Field(0, ge=0, le=64, description="processes that prepare input, per worker; 0 is in the worker")
     max_failures: int = Field(2, ge=0, description="restarts after a lost worker")
-    storage: str | None = Field(None, description="folder that all nodes share, or a URI that runs are copied to")
+    storage: Uri = Field(None, description="folder that all nodes share, or a URI that runs are copied to")
 
 
 class TrackingConfig(Section):
     """Where the record is kept; never part of an experiment's identity."""
 
-    uri: str | None = Field(None, description="MLflow tracking URI; none is SQLite beside the runs")
+    uri: Uri = Field(None, description="MLflow tracking URI, without a password; none is SQLite beside the runs")
+    artifacts: Uri = Field(None, description="where a new experiment's files go, such as s3://bucket/path; none is beside the runs, "
+                           "or what a server on the web chooses")  # fmt: skip
     experiment: str = Field("speechlab", min_length=1)
     enabled: bool = True
 

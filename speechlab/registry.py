@@ -157,14 +157,13 @@ def _asked(uri: str | None, name: str = "") -> Iterator[Any]:
     """A client whose errors, of which MLflow has several kinds, become one; to ask for a model there must be a registry."""
     if name:
         need_registry(name, uri)
-    client = connect(uri)
     try:
-        yield client
+        yield connect(uri)  # to a database it connects at once
     except InputError:
         raise
     except Exception as e:
         got, do = f"{type(e).__name__}: {str(e)[:300]}", "start it, or name another registry"
-        raise InputError("The registry does not answer.", got=got, expected=client.tracking_uri, do=do) from None
+        raise InputError("The registry does not answer.", got=got, expected=uri or "SQLite beside the runs", do=do) from None
 
 
 def _check(name: str) -> None:

@@ -48,7 +48,7 @@ State = Literal["new", "running", "finished", "stopped", "failed", "interrupted"
 EVENT_KINDS = {
     "start": "a driver began or resumed: steps, epochs, workers, device, precision, resumed_from, corpus, parameters, device_seconds",
     "step": "one optimizer step: step, epoch, loss, lr, grad_norm, clips, tokens, infeasible, skipped, audio_seconds, padded_seconds, "
-    "full_context, step_seconds, wait_seconds, memory_bytes, digest (of the weights, every so many steps)",
+    "full_context, step_seconds, wait_seconds, memory_bytes, machine (of rank 0), digest (of the weights, every so many steps)",
     "validation": "step, epoch, wer, cer, clips, seconds, samples",
     "checkpoint": "step, path, digest, bytes, seconds, best",
     "message": "level, text",
@@ -200,9 +200,9 @@ class Run:
         """All events so far, oldest first; a half-written last line is left for later."""
         return self.tail().read()
 
-    def tail(self) -> Tail:
-        """A reader of its own that returns only what is new at each read."""
-        return Tail(self.path / "events.jsonl")
+    def tail(self, offset: int = 0) -> Tail:
+        """A reader of its own that returns only what is new at each read, from a :attr:`Tail.offset` on."""
+        return Tail(self.path / "events.jsonl", offset)
 
     def steps(self) -> pd.DataFrame:
         """The step events, one row a step: of steps that a resume repeated, the last one counts."""
@@ -264,8 +264,13 @@ class Run:
 class Tail:
     """Incremental reader of a JSONL file that another process appends to."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._offset, self._rest = path, 0, b""
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self._path, self._offset, self._rest = path, offset, b""
+
+    @property
+    def offset(self) -> int:
+        """Bytes of the file that were returned as events."""
+        return self._offset - len(self._rest)
 
     def read(self) -> list[Event]:
         """The events since the last read; starts over if the file was replaced by a shorter one.
@@ -304,9 +309,9 @@ def _parse(line: bytes) -> Event:
     return {"time": 0.0, **message(f"unreadable event: {line[:80]!r}", "warning")}
 
 
-def ended(events: list[Event]) -> State:
-    """Where a run stands that nobody drives."""
-    last: State = "new"
+def ended(events: list[Event], before: State = "new") -> State:
+    """Where a run stands that nobody drives; ``before`` is where it stood before these events."""
+    last = before
     for event in events:
         last = _TERMINAL.get(event["kind"], "interrupted" if event["kind"] == "start" else last)
     return last

@@ -4,7 +4,10 @@
 an event twice changes nothing. :class:`Follower` calls it once a second from a thread. A tracker that
 is locked, slow or gone costs a message in the run; ``speechlab track RUN`` catches up at any time.
 
-Not covered yet: system metrics, dataset inputs, decimation for MLflow's own page.
+The metrics of steps are thinned on the way (:mod:`speechlab.decimation`); how far a run is says its tag ``speechlab.step``. Which
+backend and which store of artifacts is the config's; passwords are the environment's, as MLflow, PostgreSQL and S3 name them.
+
+Not covered: moving what is in one tracker to another; a run sent to another one goes there whole, by ``speechlab track``.
 """
 
 from __future__ import annotations
@@ -13,13 +16,17 @@ import fcntl
 import json
 import threading
 import time
-from collections.abc import Iterable
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from speechlab import config as configs
+from speechlab import provenance
 from speechlab.config import Experiment
-from speechlab.runs import Event, Run, write_atomic
+from speechlab.decimation import Curves, Point
+from speechlab.errors import InputError
+from speechlab.runs import Event, Run, State, ended, is_uri, write_atomic
 from speechlab.units import Seconds
 from speechlab.versions import connect
 
@@ -27,7 +34,9 @@ BATCH = 1000  # metrics MLflow takes in one call
 PARAMS = 50  # for one call; MLflow takes at most 100
 STEP_METRICS = ("loss", "lr", "grad_norm", "clips", "audio_seconds", "padded_seconds", "step_seconds", "wait_seconds", "memory_bytes")
 VALIDATION_METRICS = ("wer", "cer")
-DESCRIBING = ("config.yaml", "provenance.json", "code.patch", "manifest.jsonl.gz", "packages.txt")  # files of a run, where it has them
+MANIFEST = "manifest.jsonl.gz"
+DIGEST = 36  # characters of one, at most
+DESCRIBING = ("config.yaml", "provenance.json", "code.patch", MANIFEST, "packages.txt")  # files of a run, where it has them
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "FAILED"}
 
 
@@ -43,7 +52,7 @@ def recorded(run: Run) -> str:
         Exception: as for :func:`catch_up`.
     """
     catch_up(run)
-    found = _Sent.read(run).mlflow_run
+    found = _Sent.read(run, uri_for(run)).mlflow_run
     assert found is not None
     return found
 
@@ -92,35 +101,44 @@ def catch_up(run: Run) -> int:
 
 def _send(run: Run) -> int:
     client = connect(uri_for(run))
-    sent = _Sent.read(run)
+    from mlflow.entities import Metric, RunTag
+
+    sent = _Sent.read(run, uri_for(run))
     if sent.mlflow_run is None:
-        sent = sent.replace(mlflow_run=_create(client, run))
+        sent = replace(sent, mlflow_run=_create(client, run))
         sent.write(run)
     mlflow_run = sent.mlflow_run
     assert mlflow_run is not None
-    events = run.events()
-    new = events[sent.events :]
-    metrics = [m for e in new for m in _metrics(e)]
+    tail, curves = run.tail(sent.offset), Curves(sent.curves)
+    new = tail.read()
+    points = [point for e in new for point in _points(curves, e)]
+    stands = ended(new, sent.state)
+    state: State = "running" if run.locked() else stands
+    if state != "running" and (new or sent.status == "RUNNING"):  # the bucket at hand is sent as it is, and stays open: it may go on
+        points += curves.rest
+    metrics = [Metric(name, value, time, step) for name, value, time, step in points]
     for start in range(0, len(metrics), BATCH):
         client.log_batch(mlflow_run, metrics=metrics[start : start + BATCH])
-    if any(e["kind"] == "start" for e in new):
+    if steps := [e["step"] for e in new if e["kind"] == "step"]:
+        client.log_batch(mlflow_run, tags=[RunTag("speechlab.step", str(steps[-1]))])
+    if started := any(e["kind"] == "start" for e in new):
         _describe(client, run, mlflow_run)
-    sent = sent.replace(events=len(events))
+    sent = replace(sent, offset=tail.offset, curves=curves.held, state=stands)
     sent.write(run)
     for path in sorted((run.path / "evaluations").glob("*.json")):
         stamp = f"{path.name}:{path.stat().st_mtime_ns}"
         if stamp not in sent.evaluations:
             _evaluation(client, mlflow_run, path)
-            sent = sent.replace(evaluations=(*sent.evaluations, stamp))
+            sent = replace(sent, evaluations=[*sent.evaluations, stamp])
             sent.write(run)
-    state = run.state
-    status = "RUNNING" if any(e["kind"] == "start" for e in new) or state in ("new", "running") else STATUS[state]
+    # a driver on another machine holds no lock that is seen here: what it has just begun is running
+    status = "RUNNING" if state in ("new", "running") or (started and state == "interrupted") else STATUS[state]
     if status != sent.status:
         if status == "RUNNING":
             client.update_run(mlflow_run, status="RUNNING")
         else:
             client.set_terminated(mlflow_run, status=status)
-        sent.replace(status=status).write(run)
+        replace(sent, status=status).write(run)
     return len(new)
 
 
@@ -172,33 +190,37 @@ class Follower:
         self._run.warn(f"MLflow: {text}")
 
 
+@dataclass(frozen=True)
 class _Sent:
-    """What the tracker has: the one piece of state, replaced whole."""
+    """What a tracker has: the one piece of state, replaced whole."""
 
-    def __init__(self, mlflow_run: str | None = None, events: int = 0, evaluations: Iterable[str] = (), status: str = "RUNNING") -> None:
-        self.mlflow_run, self.events, self.evaluations, self.status = mlflow_run, events, tuple(evaluations), status
-
-    def replace(self, **changes: Any) -> _Sent:
-        return _Sent(**{**vars(self), **changes})
+    uri: str  # of the tracker: another one has nothing yet
+    mlflow_run: str | None = None
+    offset: int = 0  # in events.jsonl
+    curves: dict[str, Any] = field(default_factory=dict)  # the bucket at hand
+    state: State = "new"  # after those events
+    evaluations: list[str] = field(default_factory=list)
+    status: str = ""
 
     @classmethod
-    def read(cls, run: Run) -> _Sent:
+    def read(cls, run: Run, uri: str) -> _Sent:
         path = run.path / "tracking.json"
-        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        kept = {key: value for key, value in kept.items() if key in {f.name for f in fields(cls)}}
+        return cls(**kept) if kept.get("uri") == uri else cls(uri)  # kept by an earlier version: all is sent again, to the same run
 
     def write(self, run: Run) -> None:
-        write_atomic(run.path / "tracking.json", json.dumps(vars(self)).encode())
+        write_atomic(run.path / "tracking.json", json.dumps(asdict(self)).encode())
 
 
 def _create(client: Any, run: Run) -> str:
-    wanted = run.config.tracking.experiment
+    wanted, artifacts = run.config.tracking.experiment, run.config.tracking.artifacts
+    if artifacts is None and not uri_for(run).startswith(("http://", "https://")):  # a database has no place of its own for files
+        artifacts = str(run.path.parent / "mlflow-artifacts")
+    if artifacts is not None and not is_uri(artifacts):
+        artifacts = Path(artifacts).absolute().as_uri()
     found = client.get_experiment_by_name(wanted)
-    if found is not None:
-        experiment = found.experiment_id
-    elif run.config.tracking.uri is None:
-        experiment = client.create_experiment(wanted, artifact_location=(run.path.parent / "mlflow-artifacts").as_uri())
-    else:
-        experiment = client.create_experiment(wanted)
+    experiment = found.experiment_id if found is not None else client.create_experiment(wanted, artifact_location=artifacts)
     # another process may have got here first, or an answer was lost on the way
     for known in client.search_runs([experiment], filter_string=f"tags.`speechlab.run` = '{run.id}'", max_results=1):
         return str(known.info.run_id)
@@ -208,13 +230,18 @@ def _create(client: Any, run: Run) -> str:
 def _describe(client: Any, run: Run, mlflow_run: str) -> None:
     from mlflow.entities import Param, RunTag
 
-    params = [Param(key, str(value)[:500]) for key, value in flatten(run.config).items()]
+    known = client.get_run(mlflow_run)
+    values = {key: str(value)[:500] for key, value in flatten(run.config).items()}
+    params = [Param(key, value) for key, value in values.items() if key not in known.data.params]
+    # a run may go on with other workers, but MLflow changes no parameter: those stay as at first
+    now = {f"speechlab.now.{key}": value for key, value in values.items() if known.data.params.get(key, value) != value}
     record = run.provenance
     tags = {
         "speechlab.signature": run.config.signature,
         "speechlab.git": record.get("code", {}).get("git_sha"),
         "speechlab.manifest": record.get("data", {}).get("manifest_sha256"),
         "speechlab.weights": record.get("weights", {}).get("sha256"),
+        **now,
     }
     for start in range(0, len(params), PARAMS):
         client.log_batch(mlflow_run, params=params[start : start + PARAMS])
@@ -222,6 +249,8 @@ def _describe(client: Any, run: Run, mlflow_run: str) -> None:
     for name in DESCRIBING:
         if (run.path / name).exists():
             client.log_artifact(mlflow_run, str(run.path / name))
+    if inputs := _inputs(run, known.info.artifact_uri):
+        client.log_inputs(mlflow_run, inputs)
 
 
 def flatten(experiment: Experiment) -> dict[str, Any]:
@@ -229,17 +258,44 @@ def flatten(experiment: Experiment) -> dict[str, Any]:
     return dict(configs.leaves(experiment.model_dump()))
 
 
-def _metrics(event: Event) -> list[Any]:
-    from mlflow.entities import Metric
-
+def _points(curves: Curves, event: Event) -> list[Point]:
     when = int(event["time"] * 1000)
     if event["kind"] == "step":
-        named = {f"train/{k}": event[k] for k in STEP_METRICS}
-    elif event["kind"] == "validation":
-        named = {f"dev/{k}": event[k] for k in VALIDATION_METRICS}
-    else:
+        named = {f"train/{k}": event[k] for k in STEP_METRICS} | {f"system/{k}": v for k, v in event.get("machine", {}).items()}
+        return curves.add(event["step"], when, {k: float(v) for k, v in named.items() if v is not None})
+    if event["kind"] == "validation":
+        return [(f"dev/{k}", float(event[k]), when, event["step"]) for k in VALIDATION_METRICS if event[k] is not None]
+    return curves.close() if event["kind"] == "start" else []
+
+
+def _inputs(run: Run, artifacts: str) -> list[Any]:
+    """Each split of the corpus as a dataset of MLflow: its source is the manifest among the run's artifacts, its digest the manifest's."""
+    try:
+        clips = [json.loads(line) for line in provenance.clips(run) or ()]
+    except InputError:  # damaged: `reproduce` will say so; the rest of the record goes along
         return []
-    return [Metric(k, float(v), when, event["step"]) for k, v in named.items() if v is not None]
+    if not clips:
+        return []
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    about, store = run.config.corpus, artifacts.partition(":")[0]  # MLflow names a source by its store, and its own disk "local"
+    digest = run.provenance["data"]["manifest_sha256"]
+    count, seconds = Counter(clip["split"] for clip in clips), Counter[str]()
+    for clip in clips:
+        seconds[clip["split"]] += clip["duration"]
+    return [
+        DatasetInput(
+            Dataset(
+                name=f"{about.name}/{about.language}/{split}",
+                digest=digest[:DIGEST],
+                source_type="local" if store == "file" else store,
+                source=json.dumps({"uri": f"{artifacts}/{MANIFEST}"}),
+                profile=json.dumps({"clips": count[split], "seconds": round(seconds[split], 3), "manifest_sha256": digest}),
+            ),
+            tags=[InputTag("mlflow.data.context", split)],
+        )
+        for split in count
+    ]
 
 
 def _evaluation(client: Any, mlflow_run: str, path: Path) -> None:

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from speechlab import budget, checkpoints, corpora, decoding, models, optim
+from speechlab import budget, checkpoints, corpora, decoding, models, optim, usage
 from speechlab.batches import Batch, Clips, feed
 from speechlab.config import Experiment
 from speechlab.errors import InputError
@@ -190,7 +190,7 @@ class _Learner:
         return self.average.applied() if self.average else nullcontext()
 
     def step(self, step: int) -> Event:
-        """Take a step, counted from 0; the same event on every rank."""
+        """Take a step, counted from 0; the same event on every rank, but for ``machine``."""
         experiment, world, began = self.experiment, self.world, time.perf_counter()
         epoch, planned = self.plan.step(step)
         expected = max(sum(self.tokens[i] for micro in planned.micros for i in micro.clips), 1)
@@ -241,6 +241,7 @@ class _Learner:
             "wait_seconds": waited / world.size,
             "memory_bytes": int(memory),
             "digest": self._digest() if (step + 1) % self._digest_steps == 0 else None,
+            "machine": usage.now(world.device),
         }
 
     def _backward(self, batch: Batch, seed: int, weight: float, last: bool) -> models.Loss:

@@ -30,6 +30,7 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # leads nowhere else
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FILE_TAG = "speechlab.file"  # of a registered version: SHA-256 of its model.safetensors
 RUN_TAG = "speechlab.run"  # id of the run that made it
+RETRIES = 3  # of a database that does not answer; MLflow's own ten take a minute and a half
 WEIGHTS_TAG = "speechlab.weights"  # digest of its tensors: speechlab.checkpoints.weights_digest
 
 
@@ -69,7 +70,13 @@ def named(name: str, uri: str | None = None) -> Named:
     """
     title, alias, version = _parts(name)
     need_registry(name, uri)
-    client = connect(uri)
+    try:
+        client = connect(uri)  # to a database it connects at once
+    except InputError:
+        raise
+    except Exception as e:
+        do = "start it, or name another registry"
+        raise InputError("The registry does not answer.", got=_reason(e), expected=uri or "SQLite beside the runs", do=do) from None
     try:
         about = client.get_model_version_by_alias(title, alias) if alias else client.get_model_version(title, version)
         source = client.get_model_version_download_uri(title, about.version)
@@ -192,16 +199,25 @@ def connect(uri: str | None = None) -> Any:
 
     Args:
         uri: Tracking URI; None is SQLite beside the runs.
+
+    Raises:
+        InputError: if it holds a password.
     """
+    if uri and configs.PASSWORD.search(uri):
+        raise InputError("The tracking URI holds a password, which is not shown here.", expected="a URI without one",
+                         do=f"give it in the environment: {configs.PASSWORDS}")  # fmt: skip
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # that it makes the tables of a new store is no news
     # a tracker that is away must not hold the last catch-up for minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
+    import mlflow
+    from mlflow.store.db import utils
+
     logging.getLogger("alembic").setLevel(logging.ERROR)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    import mlflow
-
+    utils.MAX_RETRY_COUNT = RETRIES
     return mlflow.MlflowClient(tracking_uri=uri or beside())
 
 

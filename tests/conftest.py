@@ -24,6 +24,16 @@ def prompts():
 
 
 @pytest.fixture(scope="session")
+def store(tmp_path_factory) -> Path:
+    """A SQLite store without anything in it, to be copied: to make one takes MLflow seconds."""
+    from speechlab import versions
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    versions.connect(f"sqlite:///{path}").search_registered_models()
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_en() -> Path:
     """A folder with Whisper tiny.en as transformers would save it."""
     from speechlab.models import weights

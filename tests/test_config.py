@@ -96,6 +96,12 @@ def refused(path, overrides=()) -> str:
         ("model: {lora: {rank: 0}}", ["model.lora.rank: got 0", "greater than or equal to 1"]),
         ("model: {shape: {dims: 3}}", ["model.shape.dims: got the unknown key 'dims'", 'did you mean "dim"?']),
         ("tracking: {experiment: ''}", ["expected text to have at least 1 character"]),
+        ("tracking: {uri: 'postgresql://me:hunter2@host/db'}", ["tracking.uri: got a URI with a password", "expected", "PGPASSWORD"]),
+        ("tracking: {uri: 'postgresql://me:hunter2/#@host/db'}", ["tracking.uri: got a URI with a password"]),
+        ("tracking: {uri: 'postgresql://host/db?user=me&password=hunter2'}", ["tracking.uri: got a URI with a password"]),
+        ("tracking: {uri: 'https://hunter2@host'}", ["tracking.uri: got a URI with a password", "MLFLOW_TRACKING_PASSWORD"]),
+        ("tracking: {artifacts: 's3://me:hunter2@host/path'}", ["tracking.artifacts: got a URI with a password", "AWS_SECRET"]),
+        ("cluster: {storage: 's3://me:hunter2@host/path'}", ["cluster.storage: got a URI with a password"]),
         # values that do not fit together
         ("optim: {lr: 1.0e-5, lr_min: 0.1}", ["optim: got lr_min 0.1 above lr 1e-05, expected lr_min <= lr; lower lr_min"]),
         ("context: {margin_min: 3.0}", ["context: got margin_max 2.0 below margin_min 3.0", "expected", "swap them"]),
@@ -128,6 +134,14 @@ def test_bad_value_is_refused_with_a_remedy(yaml, said, tmp_path):
     for part in [*said, str(path), "got", "expected", "do:"]:
         assert part in message, message
     assert len(message) < 1200
+
+
+def test_a_password_is_not_shown_and_a_uri_without_one_is_taken(plain):
+    for key, uri in {"tracking.uri": "postgresql://me:hunter2@host/db", "tracking.artifacts": "s3://b/?aws_secret_key=hunter2"}.items():
+        said = refused(plain, [f"{key}={uri}"])
+        assert "hunter2" not in said and f"{key}: got a URI with a password" in said
+    for uri in ("postgresql://me@host:5432/db", "sqlite:////runs/a:b@c.db", "http://127.0.0.1:5000", "postgresql:///db?host=/run/pg"):
+        assert config.load(plain, [f"tracking.uri={uri}"]).tracking.uri == uri
 
 
 @pytest.mark.parametrize(

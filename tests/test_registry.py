@@ -16,14 +16,6 @@ from speechlab.errors import InputError
 from speechlab.runs import Run
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Path:
-    """A SQLite store without anything in it, which takes MLflow seconds to make."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    versions.connect(f"sqlite:///{path}").search_registered_models()
-    return path
-
-
 @pytest.fixture
 def reports(store, tmp_path, monkeypatch):
     monkeypatch.setattr(config, "reports", lambda: tmp_path)

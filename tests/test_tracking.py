@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
+import shutil
 import sqlite3
 import threading
 import time
@@ -10,13 +13,17 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from released import with_manifest
 
-from speechlab import config, runs, tracking
+from speechlab import config, runs, tracking, versions
+from speechlab.decimation import bucket
+from speechlab.errors import InputError
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, store):
     """A run with a few events, as a driver would have written them."""
+    shutil.copy(store, tmp_path / "mlflow.db")
     run = runs.Run.create(config.load("configs/smoke.yaml"), tmp_path)
     run.append({"kind": "start", "steps": 3, "resumed_from": None})
     for step in (1, 2, 3):
@@ -76,6 +83,134 @@ def test_the_state_of_the_run_is_the_state_in_mlflow(run):
     run.append({"kind": "end", "step": 3, "seconds": 2.0, "best": None})
     tracking.catch_up(run)
     assert recorded(run)[0].info.status == "FINISHED"
+
+
+def test_a_run_that_goes_on_elsewhere_is_followed_on(run):
+    """The config's parameters are as at first; MLflow changes none."""
+    tracking.catch_up(run)
+    run.change(["cluster.workers=2", "cluster.device_seconds=33.0"])
+    run.append({"kind": "start", "steps": 5, "resumed_from": 3})
+    run.append(_step(4))
+    assert tracking.catch_up(run) == 2
+    found, losses, _ = recorded(run)
+    assert [s for s, _ in losses] == [1, 2, 3, 4] and found.data.tags["speechlab.step"] == "4"
+    assert found.data.params["cluster.workers"] != "2"
+    assert found.data.tags["speechlab.now.cluster.workers"] == "2" and found.data.tags["speechlab.now.cluster.device_seconds"] == "33.0"
+
+
+def test_how_busy_the_machine_was_goes_along(run):
+    tracking.catch_up(run)
+    assert not [key for key in recorded(run)[0].data.metrics if key.startswith("system/")], "an earlier version's steps do not say"
+    run.append({**_step(4), "machine": {"cpu_utilization_percentage": 93.5, "gpu_0_utilization_percentage": 71.0}})
+    tracking.catch_up(run)
+    found = {key: value for key, value in recorded(run)[0].data.metrics.items() if key.startswith("system/")}
+    assert found == {"system/cpu_utilization_percentage": 93.5, "system/gpu_0_utilization_percentage": 71.0}
+
+
+def test_the_corpus_is_the_run_s_input_and_leads_to_its_manifest(run):
+    import mlflow
+
+    digest = with_manifest(run)
+    tracking.catch_up(run)
+    (run.path / "tracking.json").unlink()
+    tracking.catch_up(run)  # twice: they are the same inputs
+    found, _, _ = recorded(run)
+    inputs = {i.tags[0].value: i.dataset for i in found.inputs.dataset_inputs}
+    assert [i.tags[0].key for i in found.inputs.dataset_inputs] == ["mlflow.data.context"] * 2
+    assert {split: d.name for split, d in inputs.items()} == {"train": "prompts/en/train", "test": "prompts/en/test"}
+    assert json.loads(inputs["train"].profile) == {"clips": 2, "seconds": 4.0, "manifest_sha256": digest}
+    assert all(digest.startswith(d.digest) and len(d.digest) == 36 for d in inputs.values())
+    kept = mlflow.data.get_source(inputs["test"]).load()
+    assert hashlib.sha256(gzip.decompress(Path(kept).read_bytes())).hexdigest() == digest == found.data.tags["speechlab.manifest"]
+
+
+def test_a_damaged_manifest_is_no_input_and_stops_nothing(run):
+    with_manifest(run)
+    (run.path / "manifest.jsonl.gz").write_bytes(b"{}")
+    assert tracking.catch_up(run) == 5
+    assert recorded(run)[0].inputs.dataset_inputs == []
+
+
+def long_run(run, steps: int) -> dict[int, float]:
+    """Steps straight into the file, with a peak every 9,973 of them; the peaks."""
+    peaks = {step: 100.0 + step for step in range(4321, steps, 9973)}
+    with open(run.path / "events.jsonl", "a") as f:
+        for step in range(4, steps + 1):
+            f.write(json.dumps({**_step(step), "loss": peaks.get(step, 2 + step % 7 / 10), "time": 1.8e9 + step}) + "\n")
+    return peaks
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_steps_are_some_thousands_of_points(run):
+    peaks = long_run(run, 100_000)
+    before = hashlib.sha256((run.path / "events.jsonl").read_bytes()).hexdigest()
+    assert tracking.catch_up(run) == 100_000 + 2
+    _, losses, client = recorded(run)
+    assert len(peaks) > 5 and peaks.items() <= dict(losses).items(), "no peak is lost"
+    assert 2000 < len(losses) < 5000
+    assert hashlib.sha256((run.path / "events.jsonl").read_bytes()).hexdigest() == before
+    assert tracking.catch_up(run) == 0 and recorded(run)[1] == losses
+    (run.path / "tracking.json").unlink()  # once more from the start
+    assert tracking.catch_up(run) == 100_000 + 2 and recorded(run)[1] == losses
+    began = time.process_time()
+    tracking.catch_up(run)
+    assert time.process_time() - began < 2, "what was read is not read again"
+    assert recorded(run)[0].data.tags["speechlab.step"] == "100000"
+
+
+@pytest.mark.slow
+def test_a_long_run_that_is_followed_looks_alive_and_ends_whole(run):
+    """In pieces, under a driver's lock, and with a tracker that loses its place: what is in MLflow grows, and is the same as in one go."""
+    with run.lock():
+        for step in range(4, 1201):
+            run.append(_step(step))
+            if step % 100 == 0:
+                tracking.catch_up(run)
+                found, losses, _ = recorded(run)
+                assert found.data.tags["speechlab.step"] == str(step)
+                assert losses[-1][0] >= bucket(step)[0] - 1, "all buckets but the one at hand are there"
+    tracking.catch_up(run)  # the driver was killed: the rest goes along
+    _, losses, _ = recorded(run)
+    assert losses[-1][0] == 1200 and losses == sorted(losses)
+    (run.path / "tracking.json").unlink()
+    tracking.catch_up(run)
+    assert recorded(run)[1] == losses
+    run.append({"kind": "start", "steps": 1300, "resumed_from": 1150})
+    for step in range(1151, 1301):
+        run.append(_step(step))
+    run.append({"kind": "end", "step": 1300, "seconds": 2.0, "best": None})
+    tracking.catch_up(run)
+    found, after, _ = recorded(run)
+    assert set(losses) <= set(after) and after[-1][0] == 1300 and found.info.status == "FINISHED"
+
+
+def test_what_an_earlier_version_noted_is_sent_again_to_the_same_run(run):
+    tracking.catch_up(run)
+    found, losses, _ = recorded(run)
+    note = {"mlflow_run": found.info.run_id, "events": 5, "evaluations": [], "status": "RUNNING"}
+    (run.path / "tracking.json").write_text(json.dumps(note))
+    assert tracking.catch_up(run) == 5
+    again, same, _ = recorded(run)
+    assert (again.info.run_id, same) == (found.info.run_id, losses)
+
+
+def test_another_tracker_gets_all(run, store, tmp_path):
+    tracking.catch_up(run)
+    shutil.copy(store, tmp_path / "other.db")
+    run.change([f"tracking.uri=sqlite:///{tmp_path / 'other.db'}", f"tracking.artifacts={tmp_path / 'files'}"])
+    assert tracking.catch_up(run) == 5 and len(recorded(run)[1]) == 3
+    assert list((tmp_path / "files").rglob("config.yaml")), "where tracking.artifacts says"
+
+
+def test_a_password_goes_into_no_record(run):
+    with pytest.raises(InputError, match="got a URI with a password") as e:
+        run.change(["tracking.uri=postgresql://me:hunter2@127.0.0.1/db"])
+    with pytest.raises(InputError, match="holds a password(.|\n)*PGPASSWORD") as other:
+        versions.connect("http://me:hunter2@127.0.0.1:9")
+    assert "hunter2" not in str(e.value) + str(other.value)
+    tracking.catch_up(run)
+    held = [path.read_bytes() for path in run.path.parent.rglob("*") if path.is_file()]
+    assert len(held) > 3 and not any(b"hunter2" in data for data in held)
 
 
 def test_evaluations_become_metrics(run):
@@ -155,7 +290,7 @@ def test_of_several_that_catch_up_at_once_one_sends(run, monkeypatch):
     for step in range(4, 60):
         run.append(_step(step))
     read = tracking._Sent.read
-    monkeypatch.setattr(tracking._Sent, "read", lambda run: (read(run), time.sleep(0.3))[0])  # between knowing and sending
+    monkeypatch.setattr(tracking._Sent, "read", lambda *of: (read(*of), time.sleep(0.3))[0])  # between knowing and sending
     sent = []
     threads = [threading.Thread(target=lambda: sent.append(tracking.catch_up(run))) for _ in range(4)]
     for thread in threads:

@@ -142,6 +142,8 @@ def test_events_of_a_run(whole, little):
     assert table.lr.iloc[-1] == pytest.approx(1e-6)
     assert table.loss.between(0, 2 * math.log(51864)).all()
     assert (table.step_seconds >= table.wait_seconds).all()
+    busy = [row["cpu_utilization_percentage"] for row in table.machine]
+    assert len(busy) == len(table) and max(busy) > 0 and all(0 <= percent <= 100 for percent in busy)
     assert table.memory_bytes.min() > 50_000_000
     kept = checkpoints.existing(whole.path / "checkpoints")
     assert [c.step for c in kept] == [steps // 2, steps]
