@@ -35,6 +35,7 @@ from speechlab.shelf import RUN_CSS, Shelf
 
 KEPT = 2  # explorers, each some MB
 PERIOD = 500  # ms between looks at a run's state
+STOPPED = 130  # exit status of a driver that was asked to stop
 NAV_CSS = """
 nav { max-width: 1240px; margin: 0 auto; padding: .6rem 1rem 0; box-sizing: border-box; font: 15px/1.4 system-ui, sans-serif;
   display: flex; flex-wrap: wrap; gap: .2rem .3rem; align-items: baseline; }
@@ -51,6 +52,11 @@ select, form button { font: inherit; color: inherit; background: Field; color: F
 form button { cursor: pointer; background: #0072b2; color: white; border-color: #0072b2; padding: .4em 1.1em; }
 :host { color-scheme: light dark; }
 """
+DEEDS = {  # what can be done about a run, and what is asked first
+    "stop": "Stop after the step at hand? A checkpoint is kept, and the run can be resumed.",
+    "resume": "Go on from the last checkpoint, on this machine?",
+    "start": "Train it on this machine?",
+}
 TITLES = {"/": "Runs", "/run": "Run", "/errors": "Errors", "/compare": "Compare", "/system": "System"}
 
 log = logging.getLogger(__name__)
@@ -226,15 +232,16 @@ class _RunPage:
             self._links.value = _page(Html('{}<p><a href="./">all runs</a></p>').format(gone))
             return
         # a run of another machine, whose lock is not seen, is not resumed here while its events come
-        deed = {"running": "stop", "finished": "", "broken": ""}.get(entry.state, "resume")
+        deed = {"running": "stop", "new": "start", "finished": "", "broken": ""}.get(entry.state, "resume")
         if deed != self._deed:
             self._deed, self._waiting = deed, ""
             self._confirm(False)
         if deed == "stop" and self._run.stop_file.exists():
             self._waiting = "It stops after the step at hand, with a checkpoint."
-        elif self._launched is not None and deed == "resume":
+        elif self._launched is not None and deed in ("resume", "start"):
             status = self._launched.poll()
-            self._waiting = "Starting …" if status is None else f"Its driver ended: {detached.said(self._run.path)[-500:]}"
+            said = f"Its driver ended: {detached.said(self._run.path)[-500:]}"
+            self._waiting = "Starting …" if status is None else "" if status in (0, STOPPED) else said
         if not self._asked:
             self._tell(self._waiting)
         self._ask.visible = bool(deed) and not self._asked
@@ -245,8 +252,7 @@ class _RunPage:
         self._asked = asked
         self._yes.visible = self._no.visible = asked
         self._ask.visible = bool(self._deed) and not asked
-        stop = "Stop after the step at hand? A checkpoint is kept, and the run can be resumed."
-        self._tell({"stop": stop, "resume": "Go on from the last checkpoint, on this machine?"}.get(self._deed, "") if asked else "")
+        self._tell(DEEDS[self._deed] if asked else "")
 
     def _act(self) -> None:
         deed = self._deed
@@ -254,7 +260,7 @@ class _RunPage:
         try:
             if deed == "stop":
                 self._run.stop()
-            elif deed == "resume":
+            elif deed:
                 self._launched = cluster.launch(self._run)
         except (InputError, OSError) as e:
             self._waiting = str(e)

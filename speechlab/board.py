@@ -123,6 +123,7 @@ class _View:
         self.layout = pn.Column(self._header, grid, self._samples, self._log, sizing_mode="stretch_width", name="board")
         self._callback: Any = None
         self._on = False
+        self._seen: Any = None
         self._validated: Event | None = None
         self._logged: Event | None = None
 
@@ -141,7 +142,10 @@ class _View:
         elif self._history.ended and self._callback is not None and not self._on:
             self._callback.stop()
             self._callback = None
-        self._header.value = self._head()
+        seen = (self._history.standing(self._run), self._history.quiet // 60)
+        if events or seen != self._seen:
+            self._seen = seen
+            self._header.value = self._head()
 
     def _draw(self, rows: pd.DataFrame | None) -> None:
         for source in self._sources:

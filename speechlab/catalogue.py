@@ -26,7 +26,7 @@ from speechlab.history import History, number
 from speechlab.runs import Run, Tail
 from speechlab.units import Seconds
 
-PERIOD: Seconds = 0.5  # between two looks, however many ask
+PERIOD: Seconds = 0.2  # between two looks, however many ask
 POINTS = 60  # of a small curve
 
 Points = tuple[tuple[float, float], ...]

@@ -25,6 +25,7 @@ MOST = 60  # runs shown at a time
 WIDTH, HEIGHT = 120, 30  # of a small curve, in its own units
 
 LINKS_CSS = """
+h1 { font-size: 1.4em; margin: .3em 0; } h2 { font-size: 1.15em; margin: 1em 0 .3em; }
 a { color: #0060a0; text-underline-offset: 2px; }
 a:focus-visible { outline: 2px solid; outline-offset: 2px; }
 @media (prefers-color-scheme: dark) { a { color: #7db9f5; } }
@@ -39,7 +40,6 @@ RUN_CSS = (
     BOARD_CSS
     + LINKS_CSS
     + """
-h1 { font-size: 1.4em; margin: .3em 0; } h2 { font-size: 1.15em; margin: 1em 0 .3em; }
 .run { display: grid; grid-template-columns: minmax(0, 5fr) 110px 110px minmax(0, 7fr); gap: .4em 1.2em; align-items: center; }
 .run .name { font-weight: 600; overflow-wrap: anywhere; }
 .run svg { width: 100%; height: 30px; display: block; overflow: visible; }
@@ -87,6 +87,7 @@ class _View:
         self._shelf = shelf
         self._places: dict[str, _Place] = {}
         self._shown: list[str] = []
+        self._seen: Any = None
         words = pn.widgets.TextInput.from_param(
             shelf.param.words, placeholder="all runs", stylesheets=[FIELD_CSS], sizing_mode="stretch_width", margin=(2, 0)
         )
@@ -99,6 +100,10 @@ class _View:
     def tick(self) -> None:
         """Look at the runs and write what has changed."""
         entries = self._shelf.catalogue.look()
+        seen = (entries, self._shelf.words, time.time() // 60)  # texts say how many minutes ago something was
+        if seen == self._seen:
+            return
+        self._seen = seen
         self._places = {e.id: self._places.get(e.id) or _Place(e.id, self._tell) for e in entries}
         found = [e for e in entries if e.holds(self._shelf.words)]
         shown = found[:MOST]

@@ -20,6 +20,7 @@ import pytest
 from browser import EVIL_TEXT, chromium, free_port, make_run, play, pwned, step_event, watch
 from heard import heard
 from sidelong import evaluated, trained
+from test_cluster import make, wait_for
 
 from speechlab import app, board, conditions, config, corpora, evaluation, text
 from speechlab.app import TITLES, App, address_of, nav_html
@@ -547,6 +548,30 @@ def test_a_stopped_run_is_resumed_and_followed(chrome, served, runs, monkeypatch
         page.locator(".tiles b").get_by_text("10 / 20").wait_for(timeout=30_000)
         page.get_by_role("button", name="Stop").wait_for(timeout=30_000)
         assert resume.count() == 0
+    assert log.errors == []
+
+
+@pytest.mark.slow
+def test_a_real_training_is_started_stopped_and_resumed_from_its_page(chrome, served, tmp_path, prompts):
+    run = make(tmp_path, "cluster.workers=0", "training.epochs=400")
+    page, log = opened(chrome, served(tmp_path) + f"run?run={run.id}")
+    badge = page.locator(".badge").first
+
+    def do(deed: str) -> None:
+        page.get_by_role("button", name=deed).click(timeout=120_000)
+        page.get_by_role("button", name="Yes").click()
+
+    do("Start")
+    wait_for(run, "step", 5)
+    do("Stop")
+    badge.filter(has_text="stopped").wait_for(timeout=120_000)
+    stopped = run.events()[-1]
+    assert stopped["kind"] == "stopped" and stopped["step"] < 800
+    do("Resume")
+    badge.filter(has_text="finished").wait_for(timeout=300_000)
+    assert [e["resumed_from"] for e in run.events() if e["kind"] == "start"] == [None, stopped["step"]]
+    page.get_by_role("button", name="Resume").wait_for(state="hidden")
+    assert "Its driver ended" not in page.locator("body").inner_text()
     assert log.errors == []
 
 
