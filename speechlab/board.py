@@ -11,8 +11,6 @@ Not covered: a login (serve on loopback, or put one in front); several runs on o
 
 from __future__ import annotations
 
-import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,14 @@ import pandas as pd
 import panel as pn
 from bokeh.models import ColumnDataSource, DataRange1d, Range1d
 
-from speechlab import plots, text
+from speechlab import door, plots, text
 from speechlab.errors import InputError
-from speechlab.history import MOST_POINTS, History, number
+from speechlab.history import MOST_POINTS, SILENCE, History, number
 from speechlab.markup import CSS, Html, samples_html
 from speechlab.runs import Event, Run
 from speechlab.units import Seconds, clock
 
 PERIOD = 500  # ms between looks at the events
-SILENCE: Seconds = 120  # without an event for so long, the board says so
 
 BOARD_CSS = (
     CSS
@@ -67,7 +64,7 @@ PAGE = """
   }
 </style>
 {% endblock %}
-{% block contents %}<main>{{ embed(roots.board) }}</main>{% endblock %}
+{% block contents %}{{ nav }}<main>{{ embed(roots.board) }}</main>{% endblock %}
 """
 
 
@@ -85,11 +82,15 @@ class Board(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
     def __panel__(self) -> pn.viewable.Viewable:
         return self.panel()
 
-    def panel(self) -> pn.Column:
-        """A live view; it follows the events until the run has ended and all is read."""
+    def panel(self, on: bool = False) -> pn.Column:
+        """A live view; it follows the events until the run has ended and all is read.
+
+        Args:
+            on: Whether it looks on after that, as a served page does: a run can be resumed.
+        """
         view = _View(self.run)
         view.tick()
-        view.follow()
+        view.follow(on)
         return view.layout
 
     def static(self) -> pn.Column:
@@ -128,12 +129,15 @@ class _View:
         grid = pn.Column(*panes, sizing_mode="stretch_width", styles=GRID)
         self.layout = pn.Column(self._header, grid, self._samples, self._log, sizing_mode="stretch_width", name="board")
         self._callback: Any = None
+        self._on = False
+        self._seen: Any = None
         self._validated: Event | None = None
         self._logged: Event | None = None
 
-    def follow(self) -> None:
-        """Look for new events from now on."""
-        if not self._history.ended:
+    def follow(self, on: bool = False) -> None:
+        """Look for new events from now on, to the end or beyond it."""
+        self._on = on
+        if on or not self._history.ended:
             self._callback = pn.state.add_periodic_callback(self.tick, period=PERIOD)
 
     def tick(self) -> None:
@@ -142,10 +146,13 @@ class _View:
         if events:
             self._draw(self._history.add(events))
             self._write()
-        elif self._history.ended and self._callback is not None:
+        elif self._history.ended and self._callback is not None and not self._on:
             self._callback.stop()
             self._callback = None
-        self._header.value = self._head()
+        seen = (self._history.standing(self._run), self._history.quiet // 60)
+        if events or seen != self._seen:
+            self._seen = seen
+            self._header.value = self._head()
 
     def _draw(self, rows: pd.DataFrame | None) -> None:
         for source in self._sources:
@@ -170,10 +177,7 @@ class _View:
 
     def _head(self) -> str:
         history, run = self._history, self._run
-        state, last = history.state, history.last
-        quiet = time.time() - last.get("time", time.time())
-        if state in {"running", "new"} and quiet > SILENCE and not run.locked():
-            state = "interrupted"
+        state, quiet = history.standing(run), history.quiet
         done, steps = history.step, number(history.start.get("steps"))
         row = history.curves.iloc[-20:].mean(numeric_only=True).to_dict() if len(history.curves) else {}
         wers = [100 * number(v.get("wer")) for v in history.validations]
@@ -287,34 +291,5 @@ def serve(run: Run | str | Path, port: int = 5006, address: str = "127.0.0.1", s
         InputError: if the port is taken or the address is not this machine's own.
     """
     run = run if isinstance(run, Run) else Run(run)
-    if address not in {"127.0.0.1", "::1", "localhost"}:
-        raise InputError(
-            "The board has no login and is served to this machine only.",
-            got=address,
-            expected="127.0.0.1",
-            do=f"forward the port: ssh -L {port}:127.0.0.1:{port} THIS_MACHINE",
-        )
-    _check_free(address, port)
-    origin = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-    return pn.serve(
-        lambda: page(run),
-        address=address,
-        port=port,
-        websocket_origin=[origin],
-        show=show,
-        threaded=threaded,
-        verbose=False,
-        title=f"{run.id}: board",
-    )
-
-
-def _check_free(address: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except (OSError, OverflowError) as e:
-            raise InputError(
-                "The port cannot be had.", got=f"{address}:{port} ({e})", expected="a free port", do=f"choose another: --port {port + 1}"
-            ) from None
+    about = {"show": show, "threaded": threaded, "verbose": False, "title": f"{run.id}: board"}
+    return pn.serve(lambda: page(run), **about, **door.guarded(address, port))

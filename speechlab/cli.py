@@ -171,17 +171,18 @@ def fetch(config: ConfigOption = QUICKSTART, set_: SetOption = None) -> None:
 
 @app.command()
 def dashboard(
-    run: RunArgument = "latest",
+    run: Annotated[str | None, typer.Argument(help="run id, path, or latest: the page to begin with; none is the list of runs")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5006,
-    address: Annotated[str, typer.Option(help="interface to bind; loopback unless told otherwise")] = "127.0.0.1",
+    address: Annotated[str, typer.Option(help="a loopback address: there is no login")] = "127.0.0.1",
     show: Annotated[bool, typer.Option(help="open a browser")] = False,
 ) -> None:
-    """Serve the board of a run on a page, live."""
-    from speechlab import board
+    """Serve all runs on a page, live: each run's board, its errors, two runs compared, the machine."""
+    found = runs.find(run) if run is not None else None
+    from speechlab import app as served
 
-    found = runs.find(run)
-    out.print(f"board of {found.id} on http://{address}:{port} (Ctrl-C ends it)", markup=False)
-    board.serve(found, port=port, address=address, show=show)
+    url = served.address_of(found, address, port)
+    out.print(f"{found.id if found else 'runs'} on {url} (Ctrl-C ends it)", markup=False)
+    served.serve(found.path.parent if found else None, port=port, address=address, show=url if show else "")
 
 
 @app.command()

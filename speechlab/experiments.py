@@ -77,7 +77,7 @@ def _row(path: Path) -> dict[str, Any]:
     try:
         row["disk"] = sum(disk(path).values())
         run = Run(path)
-        for part in (_settings, _trained, _tested):
+        for part in (_settings, _trained, tested):
             row |= part(run)
         row["state"] = run.state
         if path.is_symlink():
@@ -107,7 +107,12 @@ def _trained(run: Run) -> dict[str, Any]:
     }
 
 
-def _tested(run: Run) -> dict[str, Any]:
+def tested(run: Run) -> dict[str, Any]:
+    """What the trained system of a run was measured to do, as columns of :func:`table`: wer, low, high, rtfx, heard and note.
+
+    Returns:
+        Nothing, or a note alone, where it was not heard on clean test clips.
+    """
     found = _evaluations(run)
     clean = next((e for e in found if conditions.condition(e.condition).kind == "clean"), None)
     if clean is None:

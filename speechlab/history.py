@@ -6,15 +6,17 @@ is about to repeat; values that are no numbers count as missing. Not covered: se
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pandas as pd
 
 from speechlab import plots
-from speechlab.runs import Event
+from speechlab.runs import Event, Run
 from speechlab.units import Seconds
 
 MOST_POINTS = 2000  # points a curve holds
+SILENCE: Seconds = 120  # a run that says it goes on, has no driver here and was quiet for so long was interrupted
 STATES = {"failure": "failed", "stopped": "stopped", "end": "finished"}
 
 
@@ -99,6 +101,21 @@ class History:
     def ended(self) -> bool:
         """Whether the last word has been said."""
         return self.state in STATES.values()
+
+    @property
+    def quiet(self) -> Seconds:
+        """Seconds since the latest event; 0 if there is none."""
+        now = time.time()
+        return now - number(self.last.get("time"), now)
+
+    def standing(self, run: Run) -> str:
+        """The state, in which a run whose driver is gone is ``interrupted``.
+
+        Its driver may be on another machine, whose lock is not seen here, so events count for :data:`SILENCE` seconds.
+        """
+        if self.state in {"running", "new"} and self.quiet > SILENCE and not run.locked():
+            return "interrupted"
+        return self.state
 
     @property
     def step(self) -> float:

@@ -259,7 +259,8 @@ def own_gate(root: Path) -> list[str]:
 
 
 def test_ci_runs_the_gate_on_a_frozen_set_whose_hash_is_checked_in(root, prompts, monkeypatch):
-    assert "make gate" in (root / ".ci" / "run").read_text().splitlines()
+    assert (root / ".ci" / "run").read_text().splitlines()[-1] == "make test"
+    assert re.search(r"^test: .*\n(\t.*\n)*\t@\$\(MAKE\) --no-print-directory gate\n", (root / "Makefile").read_text(), re.M)
     asked = own_gate(root)
     monkeypatch.chdir(root)
     settings = config.load(asked[asked.index("--config") + 1])

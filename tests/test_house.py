@@ -21,11 +21,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ONLY_IMPORTER = {
     "ray": {"cluster", "infer", "ingest", "tune"},  # one trains, one decodes, one prepares, one searches
     "mlflow": {"tracking", "versions"},  # one follows runs, one finds weights
-    "panel": {"board", "explorer", "listen", "mixer", "players", "playground", "review", "trials"}
+    "panel": {"app", "board", "contrast", "explorer", "listen", "machine", "mixer", "players", "playground", "review", "shelf", "trials"}
     | {"report", "style"},  # where its style sheets lie, and its script
     "holoviews": {"board", "explorer", "findings", "listen", "mixer", "trials"}  # the boards, and what lies in plots/
     | {"errors", "fusion", "measured", "pairs", "rates", "side", "sound", "style", "training"},
-    "bokeh": {"board", "errors", "listen", "style"},
+    "bokeh": {"board", "door", "errors", "listen", "style"},
     "papermill": {"report"},
     "nbconvert": {"report"},
     "transformers": {"features", "whisper", "wav2vec2", "ctranslate2", "weights"},

@@ -1,0 +1,393 @@
+"""The served app: all runs, one run live, its errors, two runs compared, the machine; each page has an address of its own.
+
+Notable: what a page shows is said by its address alone (``/run?run=ID``), so every view can be linked, reloaded and gone back to; choices
+are plain forms. Names of runs come from addresses and are looked up in the folder of runs, never joined to a path. Who comes in is
+:mod:`speechlab.door`'s.
+
+Not covered: a login, so it is served on loopback only; launching and playing (other pages can be added to :meth:`App.pages`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import threading
+import webbrowser
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import panel as pn
+
+from speechlab import board, cases, cluster, contrast, detached, door, evaluation, likeness, playground, strata
+from speechlab.board import Board
+from speechlab.catalogue import Catalogue, Entry
+from speechlab.contrast import Contrast, Side
+from speechlab.errors import InputError
+from speechlab.explorer import Explorer
+from speechlab.machine import Machine
+from speechlab.markup import Html
+from speechlab.playground import Playground
+from speechlab.runs import Run
+from speechlab.shelf import RUN_CSS, Shelf
+
+KEPT = 2  # explorers, each some MB
+PERIOD = 500  # ms between looks at a run's state
+STOPPED = 130  # exit status of a driver that was asked to stop
+NAV_CSS = """
+nav { max-width: 1240px; margin: 0 auto; padding: .6rem 1rem 0; box-sizing: border-box; font: 15px/1.4 system-ui, sans-serif;
+  display: flex; flex-wrap: wrap; gap: .2rem .3rem; align-items: baseline; }
+nav b { margin-right: .8rem; } nav a { color: inherit; text-decoration: none; padding: .25rem .6rem; border-radius: .4rem; }
+nav a:hover { background: #8882; } nav a[aria-current] { background: #0072b230; font-weight: 600; }
+nav a:focus-visible { outline: 2px solid; outline-offset: 1px; }
+.skip { position: absolute; left: -99rem; } .skip:focus { position: static; }
+"""
+FORM_CSS = """
+form { display: flex; flex-wrap: wrap; gap: .5em 1em; align-items: end; margin: .5em 0; }
+form label { display: grid; gap: .15em; font-size: .9em; max-width: 100%; min-width: 0; }
+select, form button { font: inherit; color: inherit; background: Field; color: FieldText; border: 1px solid #8888; border-radius: .3em;
+  padding: .35em .5em; max-width: 100%; }
+form button { cursor: pointer; background: #0072b2; color: white; border-color: #0072b2; padding: .4em 1.1em; }
+:host { color-scheme: light dark; }
+"""
+DEEDS = {  # what can be done about a run, and what is asked first
+    "stop": "Stop after the step at hand? A checkpoint is kept, and the run can be resumed.",
+    "resume": "Go on from the last checkpoint, on this machine?",
+    "start": "Train it on this machine?",
+}
+TITLES = {"/": "Runs", "/run": "Run", "/errors": "Errors", "/compare": "Compare", "/playground": "Playground", "/system": "System"}
+
+log = logging.getLogger(__name__)
+
+
+class App:
+    """The pages over a folder of runs.
+
+    Args:
+        root: The folder; none is ``reports``.
+
+    Attributes:
+        catalogue: Of the folder, which all pages share.
+    """
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.catalogue = Catalogue(root)
+        self._explorers: OrderedDict[tuple[Any, ...], Explorer] = OrderedDict()
+        self._opening = threading.Lock()
+
+    def pages(self) -> dict[str, Callable[[], pn.Template]]:
+        """Address to what makes the page, anew for every visitor."""
+        made = {
+            "/": self._runs,
+            "/run": self._run,
+            "/errors": self._errors,
+            "/compare": self._compare,
+            "/playground": self._playground,
+            "/system": self._system,
+        }
+        return {address: _Page(address, make).show for address, make in made.items()}  # Panel calls functions and methods alone
+
+    # -- pages --------------------------------------------------------------------------------------
+
+    def _runs(self, _: Mapping[str, str]) -> pn.viewable.Viewable:
+        return pn.panel(Shelf(self.catalogue))
+
+    def _run(self, asked: Mapping[str, str]) -> pn.viewable.Viewable:
+        if not asked.get("run"):
+            return self._choose("run", "Which run?", lambda _: True)
+        return _RunPage(self.catalogue, self.catalogue.run(asked["run"])).layout
+
+    def _errors(self, asked: Mapping[str, str]) -> pn.viewable.Viewable:
+        if not asked.get("run"):
+            return self._choose("errors", "Whose errors?", lambda e: _evaluated(e.path), "speechlab evaluate RUN")
+        run = self.catalogue.run(asked["run"])
+        names = sorted(path.stem for path in (run.path / "evaluations").glob("*--*--*.json"))
+        if not names:
+            raise InputError(f"Run {run.id} has not been evaluated.", do=f"speechlab evaluate {run.id}")
+        usual = evaluation.kept(str(run.path)).stem
+        name = asked.get("evaluation") or usual
+        if name not in names:
+            raise InputError(f"Run {run.id} holds no such evaluation.", got=name[:200], expected=", ".join(names))
+        fields = _select("run", "Run", self._ids(lambda e: _evaluated(e.path)), run.id)
+        fields += _select("evaluation", "Evaluation: system, condition, context", {n: ", ".join(n.split("--")) for n in names}, name)
+        head = Html('<h1>Errors</h1><form action="errors">{}<button>Open</button></form>').format(fields)
+        return pn.Column(_text(head), _later(lambda: self._explored(run, name), "Reading the clips …"), sizing_mode="stretch_width")
+
+    def _explored(self, run: Run, name: str) -> Explorer:
+        """The explorer of an evaluation, of which the latest are kept; its figures are made here, and not when it is shown."""
+        table = run.path / "evaluations" / f"{name}.parquet"
+        key = (run.path, name, table.stat().st_mtime_ns if table.exists() else 0)
+        with self._opening:
+            if key not in self._explorers:
+                found = cases.opened(run.path, name)
+                # without the system: to ask it how the clips sound takes minutes, which the notebook's readers have
+                index = likeness.prepare(found.evaluation, found.cuts, found.folder, progress=False)
+                settings, seed = found.experiment.evaluation, found.experiment.seed
+                self._explorers[key] = Explorer(
+                    found.evaluation, found.cuts, index, strata.table(found.cuts), settings.resamples, seed
+                )  # fmt: skip
+            self._explorers.move_to_end(key)
+            while len(self._explorers) > KEPT:
+                self._explorers.popitem(last=False)
+            return self._explorers[key]
+
+    def _compare(self, asked: Mapping[str, str]) -> pn.viewable.Viewable:
+        choices = self._sides()
+        if not choices:
+            return _text(Html("<h1>Compare</h1>{}").format(_none("No run has been evaluated.", "speechlab evaluate RUN")))
+        a, b = asked.get("a", ""), asked.get("b", "")
+        fields = _select("a", "a: in use", choices, a) + _select("b", "b: new", choices, b)
+        about = Html("<p>Two runs, or one before and after its training.</p>") if not (a and b) else ""
+        head = _text(Html('<h1>Compare</h1>{}<form action="compare">{}<button>Compare</button></form>').format(about, fields))
+        if not (a and b):
+            return pn.Column(head, sizing_mode="stretch_width")
+        sides = self._side(a), self._side(b)
+        return pn.Column(head, _later(lambda: self._contrast(*sides), "Resampling …"), sizing_mode="stretch_width")
+
+    def _side(self, name: str) -> tuple[Run, Side]:
+        """``RUN`` or ``RUN:system``; a colon may be in a run's name too."""
+        id, colon, system = name.rpartition(":")
+        if not colon or name in self.catalogue.names():
+            id, system = name, ""
+        run = self.catalogue.run(id)
+        return run, contrast.side(run, system)
+
+    def _contrast(self, a: tuple[Run, Side], b: tuple[Run, Side]) -> Contrast:
+        settings = b[0].config.evaluation
+        return Contrast(a[1], b[1], settings.normaliser, resamples=settings.resamples, seed=b[0].config.seed)
+
+    def _playground(self, _: Mapping[str, str]) -> pn.viewable.Viewable:
+        """With the weights that the set-up fetches, and every run that has a checkpoint."""
+        trained = [e.id for e in self.catalogue.look() if not _leads_out(e) and next((e.path / "checkpoints").glob("step-*"), None)]
+        return pn.panel(Playground([*playground.USUAL, *trained], keep=self.catalogue.root / "playground"))
+
+    def _system(self, _: Mapping[str, str]) -> pn.viewable.Viewable:
+        entries = self.catalogue.look()
+        return pn.panel(Machine(self.catalogue.root, {e.tracker for e in entries}, {e.head for e in entries}))
+
+    # -- choices ------------------------------------------------------------------------------------
+
+    def _ids(self, wanted: Callable[[Entry], bool]) -> dict[str, str]:
+        return {e.id: f"{e.id} ({e.state})" for e in self.catalogue.look() if wanted(e)}
+
+    def _sides(self) -> dict[str, str]:
+        found = {}
+        for entry in self.catalogue.look():
+            if _evaluated(entry.path) and not _leads_out(entry):
+                known = contrast.systems(Run(entry.path)) if (entry.path / "config.yaml").is_file() else []
+                for i, system in enumerate(known):
+                    name = f"{entry.id}:{system}" if i else entry.id
+                    found[name] = f"{entry.id}, {'before training' if system == 'pretrained' else system}"
+        return found
+
+    def _choose(self, page: str, question: str, wanted: Callable[[Entry], bool], do: str = "make report") -> pn.viewable.Viewable:
+        known = self._ids(wanted)
+        if not known:
+            return _text(Html("<h1>{}</h1>{}").format(question, _none("There is none yet.", do)))
+        form = Html('<h1>{}</h1><form action="{}">{}<button>Open</button></form>').format(question, page, _select("run", "Run", known, ""))
+        return _text(form)
+
+
+class _Page:
+    """What makes a page: an error of the visitor's becomes a page that says so, one of ours too, and is logged."""
+
+    def __init__(self, address: str, make: Callable[[Mapping[str, str]], pn.viewable.Viewable]) -> None:
+        self.address, self._make = address, make
+
+    def show(self) -> pn.Template:
+        """The page that the visitor's address asks for."""
+        asked = {name: values[0].decode("utf-8", "replace") for name, values in pn.state.session_args.items() if values}
+        try:
+            shown = self._make(asked)
+        except Exception as e:
+            shown = _text(_problem(TITLES[self.address], e))
+        template = pn.Template(board.PAGE)
+        template.add_variable("nav", nav_html(self.address))
+        template.add_panel("board", shown)
+        return template
+
+
+class _RunPage:
+    """A run's board, with what can be done about the run above it."""
+
+    def __init__(self, catalogue: Catalogue, run: Run) -> None:
+        self._catalogue, self._run = catalogue, run
+        self._launched: subprocess.Popen[bytes] | None = None
+        self._asked, self._deed, self._waiting = False, "", ""
+        self._links, self._said = _text(Html("")), _text(Html(""))
+        self._ask, self._yes, self._no = (_button("Stop"), _button("Yes"), _button("No"))
+        self._ask.on_click(lambda _: self._confirm(True))
+        self._no.on_click(lambda _: self._confirm(False))
+        self._yes.on_click(lambda _: self._act())
+        self._bar = pn.FlexBox(self._ask, self._said, self._yes, self._no, align_items="center", sizing_mode="stretch_width")
+        self._board = pn.Column(Board(run).panel(on=True), sizing_mode="stretch_width")
+        known = contrast.systems(run)
+        links = [Html('<a href="./">all runs</a>')]
+        if known:
+            links.append(Html('<a href="errors?{}">its errors</a>').format(urlencode({"run": run.id})))
+        if len(known) > 1 and "pretrained" in known:
+            both = urlencode({"a": f"{run.id}:pretrained", "b": run.id})
+            links.append(Html('<a href="compare?{}">before and after training</a>').format(both))
+        self._links.value = _page(Html("<p>{}</p>").format(Html(" · ").join(links)))
+        self.layout = pn.Column(self._links, self._bar, self._board, sizing_mode="stretch_width")
+        self.tick()
+        pn.state.add_periodic_callback(self.tick, period=PERIOD)
+
+    def tick(self) -> None:
+        """See where the run stands, and what can be done."""
+        entry = next((e for e in self._catalogue.look() if e.id == self._run.id), None)
+        if entry is None:
+            gone = Html("<p><b>Run {} is gone:</b> its directory was deleted or moved.</p>").format(self._run.id)
+            self._bar.visible = self._board.visible = False
+            self._links.value = _page(Html('{}<p><a href="./">all runs</a></p>').format(gone))
+            return
+        # a run of another machine, whose lock is not seen, is not resumed here while its events come
+        deed = {"running": "stop", "new": "start", "finished": "", "broken": ""}.get(entry.state, "resume")
+        if deed != self._deed:
+            self._deed, self._waiting = deed, ""
+            self._confirm(False)
+        if deed == "stop" and self._run.stop_file.exists():
+            self._waiting = "It stops after the step at hand, with a checkpoint."
+        elif self._launched is not None and deed in ("resume", "start"):
+            status = self._launched.poll()
+            said = f"Its driver ended: {detached.said(self._run.path)[-500:]}"
+            self._waiting = "Starting …" if status is None else "" if status in (0, STOPPED) else said
+        if not self._asked:
+            self._tell(self._waiting)
+        self._ask.visible = bool(deed) and not self._asked
+        self._ask.disabled = self._waiting.startswith(("It stops", "Starting"))
+        self._ask.label = deed.capitalize()
+
+    def _confirm(self, asked: bool) -> None:
+        self._asked = asked
+        self._yes.visible = self._no.visible = asked
+        self._ask.visible = bool(self._deed) and not asked
+        self._tell(DEEDS[self._deed] if asked else "")
+
+    def _act(self) -> None:
+        deed = self._deed
+        self._confirm(False)
+        try:
+            if deed == "stop":
+                self._run.stop()
+            elif deed:
+                self._launched = cluster.launch(self._run)
+        except (InputError, OSError) as e:
+            self._waiting = str(e)
+        self.tick()
+
+    def _tell(self, words: str) -> None:
+        self._said.value = _page(Html('<span role="status">{}</span>').format(words))
+
+
+def nav_html(here: str) -> Html:
+    """The bar of pages; the one that is shown is marked.
+
+    Args:
+        here: Its address.
+    """
+    links = Html("").join(
+        Html('<a href="{}"{}>{}</a>').format(
+            "./" if address == "/" else address[1:], Html(' aria-current="page"') if address == here else "", t
+        )
+        for address, t in TITLES.items()
+    )
+    return Html('<style>{}</style><nav aria-label="pages"><b>SpeechLab</b>{}</nav>').format(Html(NAV_CSS), links)
+
+
+def _later(make: Callable[[], pn.viewable.Viewer], waiting: str) -> pn.Column:
+    """A place that is filled once its page is up, by work in a thread that leaves the server free for others."""
+    text = _text(Html('<p role="status">{}</p>').format(waiting))
+    place = pn.Column(text, sizing_mode="stretch_width")
+
+    async def fill() -> None:
+        try:
+            found = await asyncio.to_thread(make)
+            place.objects = [pn.panel(found)]
+        except Exception as e:
+            place.objects = [_text(_problem("", e))]
+
+    pn.state.onload(fill)
+    return place
+
+
+def _problem(title: str, error: Exception) -> Html:
+    """What went wrong, for the visitor; an error that is not theirs to mend is logged with its trace."""
+    if not isinstance(error, InputError):
+        log.error("a page could not be made", exc_info=error)
+    told = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    first, *rest = told.splitlines() or [""]
+    body = Html("<br>").join(rest)
+    heading = Html("<h1>{}</h1>").format(title) if title else ""
+    page = '{}<p role="alert"><b>{}</b></p><p class="faint">{}</p><p><a href="./">all runs</a></p>'
+    return Html(page).format(heading, first, body)
+
+
+def _none(what: str, do: str) -> Html:
+    return Html("<p><b>{}</b></p><p>Make one: <code>{}</code></p>").format(what, do)
+
+
+def _select(name: str, label: str, options: Mapping[str, str], chosen: str) -> Html:
+    choices = Html("").join(
+        Html('<option value="{}"{}>{}</option>').format(value, Html(" selected") if value == chosen else "", text)
+        for value, text in options.items()
+    )
+    return Html('<label>{}<select name="{}">{}</select></label>').format(label, name, choices)
+
+
+def _evaluated(path: Path) -> bool:
+    return next((path / "evaluations").glob("*--*--*.json"), None) is not None
+
+
+def _leads_out(entry: Entry) -> bool:
+    return entry.path.resolve().parent != entry.path.parent.resolve()
+
+
+def _text(body: Html) -> pn.widgets.StaticText:
+    return pn.widgets.StaticText(value=_page(body), stylesheets=[RUN_CSS, FORM_CSS], sizing_mode="stretch_width", margin=(2, 0))
+
+
+def _page(body: Html) -> str:
+    return str(Html('<div class="speechlab">{}</div>').format(body))
+
+
+def _button(label: str) -> pn.widgets.Button:
+    return pn.widgets.Button(label=label, variant="outline", margin=(2, 4), visible=label == "Stop")
+
+
+# -- served ------------------------------------------------------------------------------------------
+
+
+def address_of(run: Run | None, address: str = "127.0.0.1", port: int = 5006) -> str:
+    """Where the app is, or a run in it."""
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{port}/" + (f"run?run={quote(run.id, safe='')}" if run else "")
+
+
+def serve(
+    root: str | Path | None = None,
+    port: int = 5006,
+    address: str = "127.0.0.1",
+    show: str = "",
+    threaded: bool = False,
+) -> Any:
+    """Serve the app on this machine.
+
+    Args:
+        root: The folder of runs; none is ``reports``.
+        port: TCP port.
+        address: A loopback address; the app has no login.
+        show: Of a page that a browser opens with; none opens nothing.
+        threaded: Return at once and serve from a thread, whose ``stop()`` ends it; else block.
+
+    Raises:
+        InputError: if the port is taken or the address is not this machine's own.
+    """
+    guarded = door.guarded(address, port)
+    if show:
+        threading.Timer(1.0, webbrowser.open, [show]).start()
+    titles = {page: f"{title} · SpeechLab" for page, title in TITLES.items()}
+    return pn.serve(App(root).pages(), show=False, threaded=threaded, verbose=False, title=titles, **guarded)

@@ -1,0 +1,667 @@
+"""The served app: each page and control in Chromium, and a table of attacks against the live server, each with its control."""
+
+from __future__ import annotations
+
+import html
+import http.client
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import quote
+
+import panel as pn
+import pytest
+from browser import EVIL_TEXT, chromium, free_port, make_run, play, pwned, step_event, watch
+from heard import heard
+from sidelong import evaluated, trained
+from test_cluster import make, wait_for
+
+from speechlab import app, board, conditions, config, corpora, evaluation, text
+from speechlab.app import TITLES, App, address_of, nav_html
+from speechlab.errors import InputError
+from speechlab.runs import Run
+
+PAGES = {"/": "Runs", "/run": "Which run?", "/errors": "Whose errors?", "/compare": "Compare", "/system": "System"}
+SECRET = "the-secret-outside"
+
+
+@pytest.fixture(scope="module")
+def chrome():
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def served():
+    """Serve the app over a folder from a thread; returns its address."""
+    threads = []
+
+    def start(root: Path) -> str:
+        port = free_port()
+        threads.append(app.serve(root, port=port, threaded=True))
+        for _ in range(100):
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        return f"http://127.0.0.1:{port}/"
+
+    yield start
+    for thread in threads:
+        thread.stop()
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    """A folder of runs: one that goes on, two evaluated ones, a broken one; and a run beside the folder."""
+    root = tmp_path / "reports"
+    root.mkdir()
+    make_run(root, steps=9, name="live", end=False)
+    for name in ("first", "second"):
+        run = trained(root, name)
+        evaluated(run)
+        run.path.rename(root / name)
+    (make_run(root, steps=3, epochs=1, name="broken").path / "config.yaml").write_text("name: [")
+    make_run(tmp_path, steps=3, epochs=1, name="outside", question=SECRET)
+    return root
+
+
+def hear(root: Path, name: str, answer: str = "something else", evil: str = "") -> Run:
+    """A run with evaluations of three real clips, clean and in noise, in which every answer is the same."""
+    experiment = config.load("configs/quickstart.yaml", ["corpus.limit=3", "model.weights=null", "model.family=conformer"])
+    run = Run.create(experiment, root)
+    run = Run(run.path.rename(root / name))
+    cuts = list(corpora.configured(experiment.corpus).cuts["test"])
+    for condition in ("clean", "white-10db"):
+        known = conditions.prepare(condition, cuts, experiment.seed)
+        texts = [(evil or c.supervisions[0].text, answer) for c in cuts]
+        made = heard(cuts, texts, condition=condition, context="clip", system="trained", heard_sha256=known.sha256)
+        if evil:
+            made = type(made)(**{**vars(made), "normaliser": "raw 1 (x)"})  # so that the markup is still there
+        evaluation.save(run.path / "evaluations", made)
+    return run
+
+
+def opened(browser, url: str, **context):
+    page = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context}).new_page()
+    log = watch(page)
+    page.goto(url)
+    return page, log
+
+
+def says(page, words: str | re.Pattern, timeout: int = 60_000) -> None:
+    page.get_by_text(words).first.wait_for(timeout=timeout)
+
+
+def pulled(url: str, page: str = "", **asked: str) -> str:
+    """All texts that a page holds, as the server sends it over the websocket, without a browser."""
+    from bokeh.client import pull_session
+
+    def pull() -> str:
+        session = pull_session(url=url + page, arguments=asked)
+        try:
+            texts = [getattr(model, "text", "") for model in session.document.models]
+            return html.unescape(" ".join(text for text in texts if isinstance(text, str)))
+        finally:
+            session.close()
+
+    with ThreadPoolExecutor(1) as apart:  # Playwright's loop runs in this thread
+        return apart.submit(pull).result()
+
+
+# -- without a browser -------------------------------------------------------------------------------
+
+
+def test_the_bar_marks_the_page_that_is_shown():
+    for address, title in TITLES.items():
+        marked = re.findall(r'<a href="([^"]*)" aria-current="page">([^<]*)</a>', nav_html(address))
+        assert marked == [("./" if address == "/" else address[1:], title)]
+    assert set(App().pages()) == set(TITLES)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "192.168.1.5", "example.org", ""])
+def test_the_app_is_served_on_loopback_only(tmp_path, address):
+    with pytest.raises(InputError, match="no login"):
+        app.serve(tmp_path, address=address, threaded=True)
+
+
+def test_a_taken_port_is_an_input_error(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InputError, match="free port"):
+            app.serve(tmp_path, port=taken.getsockname()[1], threaded=True)
+
+
+def test_an_address_leads_to_a_run_whatever_it_is_called(tmp_path):
+    run = make_run(tmp_path, steps=1, epochs=1, name="a b&c")
+    assert address_of(run) == "http://127.0.0.1:5006/run?run=a%20b%26c"
+    assert address_of(None, "::1", 80) == "http://[::1]:80/"
+
+
+# -- attacks -----------------------------------------------------------------------------------------
+
+
+def asked(url: str, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
+    """A request as it stands: no library tidies its path or its headers up."""
+    connection = http.client.HTTPConnection("127.0.0.1", int(url.rstrip("/").rpartition(":")[2]), timeout=30)
+    try:
+        connection.putrequest(method, path, skip_host="Host" in headers)
+        for name, value in headers.items():
+            connection.putheader(name.replace("_", "-"), value)
+        connection.endheaders()
+        answer = connection.getresponse()
+        body = "" if answer.status == 101 else answer.read().decode("utf-8", "replace")
+        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, body
+    finally:
+        connection.close()
+
+
+def shaken(url: str, page: str, origin: str | None, host: str = "") -> int:
+    """The status of a websocket's handshake, with a token that the server has just made."""
+    _, _, body = asked(url, page)
+    token = re.search(r'"token":"([^"]+)"', body)[1]
+    socket_path = f"{'' if page == '/' else page}/ws"
+    headers = {
+        "Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec_WebSocket_Version": "13",
+        "Sec_WebSocket_Protocol": f"bokeh, {token}",
+    }  # fmt: skip
+    headers |= {"Origin": origin} if origin is not None else {}
+    return asked(url, socket_path, **headers, **({"Host": host} if host else {}))[0]
+
+
+@pytest.mark.slow
+def test_websockets_are_taken_from_the_own_origin_only(served, runs):
+    url = served(runs)
+    own = url.rstrip("/")
+    port = own.rpartition(":")[2]
+    others = ("http://evil.example", f"http://127.0.0.1:{int(port) + 1}", f"http://localhost:{port}", f"http://127.0.0.1.evil.example:{port}",
+              f"http://evil.example:{port}", "null", "file://", f"http://127.0.0.1:{port}@evil.example")  # fmt: skip
+    for page in PAGES:
+        assert shaken(url, page, own) == 101, "control"
+        assert {origin: shaken(url, page, origin) for origin in others} == dict.fromkeys(others, 403)
+
+
+@pytest.mark.slow
+def test_a_name_that_is_bound_to_this_machine_gets_no_run(served, runs):
+    """DNS rebinding: a page of evil.example, whose address has become 127.0.0.1, asks as its own origin, which Tornado lets pass."""
+    url = served(runs)
+    own = url.rstrip("/")
+    port = own.rpartition(":")[2]
+    evil = f"evil.example:{port}"
+    (runs / "first").rename(runs / "quokka")
+    for page in PAGES:
+        status, _, body = asked(url, page, Host=evil)
+        assert (status, "quokka" in body) == (403, False)
+        for origin in (f"http://{evil}", own, None):
+            assert shaken(url, page, origin, host=evil) == 403
+        assert shaken(url, page, own, host=own.removeprefix("http://")) == 101, "control"
+    assert "quokka" in pulled(url), "control: over the websocket they come"
+
+
+@pytest.mark.slow
+def test_every_answer_carries_the_policy(served, runs):
+    url = served(runs)
+    for path in [*PAGES, "/static/js/bokeh.min.js", "/nowhere", "/favicon.ico"]:
+        _, headers, _ = asked(url, path)
+        assert "frame-ancestors 'none'" in headers["content-security-policy"], path
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+TRAVERSALS = [
+    "../outside",
+    "..",
+    ".",
+    "/etc",
+    "../../etc/passwd",
+    "..%2foutside",
+    "%2e%2e/outside",
+    "a\x00b",
+    "live/../../outside",
+    "out",
+    "latest",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "names"), [("run", ("run",)), ("errors", ("run",)), ("compare", ("a", "b"))])
+def test_no_address_leads_out_of_the_folder(served, runs, page, names):
+    url = served(runs)
+    evaluated(Run(runs.parent / "outside"))
+    (runs / "out").symlink_to(runs.parent / "outside")
+    for name in TRAVERSALS:
+        told = pulled(url, page, **dict.fromkeys(names, name))
+        assert SECRET not in told, name
+        assert "no such run" in told or "leads out" in told, name
+        assert "Traceback" not in told
+    evaluated(Run(runs / "live"))
+    shutil.copytree(runs.parent / "outside", runs / "inside")
+    inside = pulled(url, page, **dict.fromkeys(names, "inside"))
+    assert "no such run" not in inside and "leads out" not in inside, "control"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["../../config.yaml", "..", "finetuned--clean--silence/../../x", "x", "\x00", "%2e%2e"])
+def test_no_evaluation_s_name_leads_out_of_its_run(served, runs, name):
+    told = pulled(served(runs), "errors", run="first", evaluation=name)
+    assert "holds no such evaluation" in told
+    assert "finetuned--clean--silence" in told, "what there is"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path",
+    ["/static/../../etc/passwd", "/static/%2e%2e/%2e%2e/%2e%2e/etc/passwd", "/static/extensions/panel/../../../../../../etc/passwd",
+     "/run/static/..%2f..%2f..%2fetc/passwd", "/components/speechlab/../../etc/passwd", "//etc/passwd", "/reports/first/config.yaml"],
+)  # fmt: skip
+def test_no_file_of_the_machine_is_served(served, runs, path):
+    url = served(runs)
+    status, _, body = asked(url, path)
+    assert status in (400, 403, 404)
+    assert "root:" not in body and "corpus:" not in body
+    assert asked(url, "/static/js/bokeh.min.js")[0] == 200, "control"
+
+
+@pytest.mark.slow
+def test_an_address_alone_changes_nothing(served, runs):
+    url = served(runs)
+    run = Run(runs / "live")
+    with run.lock():
+        for more in ("stop=1", "resume=1", "deed=stop", "yes=1"):
+            assert asked(url, f"/run?run=live&{more}")[0] == 200
+        for method in ("POST", "PUT", "DELETE"):
+            assert asked(url, "/run?run=live", method, Content_Length="0")[0] in (403, 405)
+        time.sleep(1)
+    assert not run.stop_file.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nobody", "<script>window.pwned=1</script>", "x" * 5000, "é漢"])
+def test_an_unknown_run_is_a_page_that_says_so(chrome, served, runs, name):
+    url = served(runs)
+    for page in ("run?run=", "errors?run=", "compare?b=first&a="):
+        shown, log = opened(chrome, url + page + quote(name, safe=""))
+        says(shown, "There is no such run.")
+        assert shown.get_by_role("link", name="all runs").count() == 1
+        assert "Traceback" not in shown.content()
+        assert not pwned(shown)
+        assert log.errors == []
+        shown.context.close()
+
+
+@pytest.mark.slow
+def test_an_error_of_ours_is_a_page_too_and_is_logged(served, runs, monkeypatch, caplog):
+    def fail(self, asked):
+        raise ZeroDivisionError("one of ours")
+
+    monkeypatch.setattr(App, "_system", fail)
+    told = pulled(served(runs), "system")
+    assert "ZeroDivisionError: one of ours" in told
+    assert "Traceback" not in told
+    assert "a page could not be made" in caplog.text
+
+
+@pytest.mark.slow
+def test_the_app_is_shown_in_no_other_page(chrome, served, runs):
+    """Or a click that was meant for another page could stop a run."""
+    url = served(runs)
+    port = free_port()
+    bare = {"websocket_origin": [f"127.0.0.1:{port}"], "show": False, "threaded": True, "verbose": False}
+    thread = pn.serve(lambda: board.page(runs / "live"), address="127.0.0.1", port=port, **bare)
+    try:
+        page = chrome.new_page()
+        page.set_content(f'<iframe src="http://127.0.0.1:{port}/" id="board"></iframe><iframe src="{url}run?run=live" id="app"></iframe>')
+        page.frame_locator("#board").locator(".badge").first.wait_for(timeout=60_000)  # control
+        page.wait_for_timeout(2000)
+        assert page.frame_locator("#app").locator(".badge").count() == 0
+        assert page.frame_locator("#app").locator("nav").count() == 0
+    finally:
+        thread.stop()
+
+
+@pytest.mark.slow
+def test_the_browser_lets_nothing_out(chrome, served, runs):
+    url = served(runs)
+    page, log = opened(chrome, url)
+    says(page, "4 runs")
+    fetched = "url => fetch(url, {mode: 'no-cors'}).then(() => 'went', () => 'stayed')"
+    assert page.evaluate(fetched, url) == "went", "control"
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        assert page.evaluate(fetched, f"http://127.0.0.1:{other.getsockname()[1]}/") == "stayed"
+    assert any("Content Security Policy" in error for error in log.errors)
+
+
+@pytest.mark.slow
+def test_no_text_of_a_run_runs_on_any_page(chrome, served, tmp_path, monkeypatch, prompts):
+    name = "<img src=x onerror=window.pwned=1>"
+    root = tmp_path / "reports"
+    root.mkdir()
+    run = make_run(root, steps=9, evil=EVIL_TEXT, name=name, end=False)
+    run.append({"kind": "failure", "error": EVIL_TEXT})
+    hear(root, name + "2", EVIL_TEXT + " heard", evil=EVIL_TEXT)
+    hear(root, name + "3", EVIL_TEXT, evil=EVIL_TEXT)
+    bad = make_run(root, steps=3, epochs=1, name=name + "4")
+    (bad.path / "config.yaml").write_text(f"{json.dumps(EVIL_TEXT)}: 1\n")
+    two, three = quote(name + "2"), quote(name + "3")
+    addresses = [
+        "",
+        f"run?run={quote(name)}",
+        f"errors?run={two}",
+        f"compare?a={two}&b={three}",
+        f"run?run={quote(EVIL_TEXT)}",
+        "run",
+        "compare",
+    ]
+
+    def visit() -> list[bool]:
+        url = served(root)
+        ran = []
+        for address in addresses:
+            page, log = opened(chrome, url + address)
+            page.locator(".speechlab").first.wait_for(timeout=60_000)
+            page.wait_for_timeout(4000)
+            assert page.get_by_text("window.pwned").count() > 0 or any([*ran, pwned(page)]), "the text itself is to be read"
+            assert log.external == []
+            ran.append(pwned(page))
+            page.context.close()
+        return ran
+
+    assert visit() == [False] * len(addresses)
+    monkeypatch.setattr(text, "escape", str)  # negative control
+    assert any(visit())
+
+
+# -- each page and control ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_every_page_is_reached_by_keyboard_and_marked(chrome, served, runs):
+    page, log = opened(chrome, served(runs))
+    says(page, "4 runs")
+    for i, (address, heading) in enumerate(PAGES.items()):
+        page.locator("nav a").first.focus()
+        for _ in range(i):
+            page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        page.wait_for_url(f"**{address}")
+        page.get_by_role("heading", name=heading).first.wait_for(timeout=60_000)
+        assert page.locator("nav a[aria-current]").all_inner_texts() == [TITLES[address]]
+        assert page.title() == f"{TITLES[address]} · SpeechLab"
+    assert log.external == []
+    assert log.errors == []
+
+
+@pytest.mark.slow
+def test_runs_grow_break_vanish_and_appear_on_the_open_page(chrome, served, runs):
+    page, log = opened(chrome, served(runs))
+    says(page, "4 runs: 1 running, 2 finished, 1 broken")
+    assert page.locator(".run .name").first.inner_text() == "live"
+    says(page, "YAML")
+    says(page, "step 9 of 9")
+    Run(runs / "live").append(step_event(10, 20))
+    says(page, "step 10 of 9")
+    make_run(runs, steps=3, epochs=1, name="new")
+    says(page, "5 runs")
+    shutil.rmtree(runs / "broken")
+    says(page, "4 runs: 1 running, 3 finished")
+    assert page.locator(".run .name", has_text="broken").count() == 0
+    Run(runs / "live").append({"kind": "failure", "error": "no more"})
+    says(page, "1 failed")
+    shutil.rmtree(runs)
+    says(page, "There is no run yet.")
+    assert log.external == []
+    assert log.errors == []
+
+
+@pytest.mark.slow
+def test_the_filter_and_the_ticks_lead_to_a_comparison(chrome, served, runs):
+    page, log = opened(chrome, served(runs))
+    says(page, "Tick two runs")
+    ticks = page.get_by_role("checkbox")
+    assert ticks.count() == 4
+    names = page.locator(".run .name").all_inner_texts()
+    assert [ticks.nth(i).is_enabled() for i in range(4)] == [name in ("first", "second") for name in names]
+    ticks.nth(names.index("first")).check()
+    says(page, "first is ticked")
+    page.get_by_placeholder("all runs").type("second")
+    page.locator(".run .name", has_text="live").wait_for(state="detached", timeout=30_000)
+    assert page.locator(".run .name").all_inner_texts() == ["second"]
+    page.get_by_role("checkbox").check()
+    Run(runs / "live").append(step_event(10, 20))  # what changes elsewhere takes no tick away
+    link = page.get_by_role("link", name=re.compile("^Compare .* with"))
+    link.wait_for(timeout=30_000)
+    page.get_by_placeholder("all runs").fill("")
+    page.locator(".run .name", has_text="live").wait_for(timeout=30_000)
+    assert [page.get_by_role("checkbox").nth(i).is_checked() for i in range(4)] == [name in ("first", "second") for name in names]
+    link.click()
+    says(page, re.compile(r"^OK: \+0.00 points"))
+    assert re.search(r"compare\?a=(first&b=second|second&b=first)$", page.url)
+    assert log.errors == []
+
+
+@pytest.mark.slow
+def test_two_runs_are_compared_by_address_and_by_form(chrome, served, runs):
+    url = served(runs)
+    page, log = opened(chrome, url + "compare?a=first:pretrained&b=first")
+    says(page, re.compile(r"^(OK|INCONCLUSIVE): -20.00 points"))
+    says(page, "sign-flip over speakers")
+    page.locator("canvas").first.wait_for()
+    table = page.locator("table", has_text="b − a, points")
+    assert "clean" in table.inner_text()
+    page.get_by_label("a: in use").select_option("second")
+    page.get_by_role("button", name="Compare").click()
+    page.wait_for_url("**/compare?a=second&b=first")
+    says(page, re.compile(r"^OK: \+0.00 points"))
+    page.go_back()
+    says(page, re.compile(r"-20.00 points"))
+    assert log.external == []
+    assert log.errors == []
+
+
+@pytest.mark.slow
+def test_the_board_of_a_run_is_followed_and_leads_to_its_errors(chrome, served, runs):
+    url = served(runs)
+    page, log = opened(chrome, url + "run?run=live")
+    page.locator(".tiles b").get_by_text("9 / 9").wait_for(timeout=60_000)
+    Run(runs / "live").append(step_event(10))
+    page.locator(".tiles b").get_by_text("10 / 9").wait_for(timeout=60_000)
+    assert page.get_by_role("link", name="its errors").count() == 0, "it was not evaluated"
+    page.goto(url + "run?run=first")
+    page.get_by_role("link", name="its errors").wait_for(timeout=60_000)
+    page.get_by_role("link", name="before and after training").click()
+    says(page, re.compile(r"-20.00 points"))
+    page.goto(url + "run?run=broken")  # what there is of it
+    page.locator(".tiles b").get_by_text("3 / 3").wait_for(timeout=60_000)
+    assert log.external == []
+    assert log.errors == []
+
+
+@pytest.mark.slow
+def test_a_run_that_is_deleted_while_it_is_shown_says_so(chrome, served, runs):
+    page, log = opened(chrome, served(runs) + "run?run=live")
+    page.locator(".tiles b").first.wait_for(timeout=60_000)
+    shutil.rmtree(runs / "live")
+    says(page, "Run live is gone")
+    page.locator(".tiles b").first.wait_for(state="hidden", timeout=30_000)
+    assert log.errors == []
+
+
+@pytest.mark.slow
+def test_a_run_is_stopped_after_a_confirmation(chrome, served, runs):
+    run = Run(runs / "live")
+    with run.lock():
+        page, log = opened(chrome, served(runs) + "run?run=live")
+        stop = page.get_by_role("button", name="Stop")
+        stop.wait_for(timeout=60_000)
+        stop.click()
+        says(page, "Stop after the step at hand?")
+        page.get_by_role("button", name="No").click()
+        stop.wait_for(timeout=30_000)
+        assert not run.stop_file.exists()
+        stop.click()
+        page.get_by_role("button", name="Yes").click()
+        says(page, "It stops after the step at hand")
+        assert run.stop_file.exists()
+        assert stop.is_disabled()
+        run.append({"kind": "stopped", "step": 9})
+        run.stop_file.unlink()
+    page.get_by_role("button", name="Resume").wait_for(timeout=30_000)
+    assert page.locator(".badge").first.inner_text() == "stopped"
+    assert log.errors == []
+
+
+@pytest.mark.slow
+def test_a_stopped_run_is_resumed_and_followed(chrome, served, runs, monkeypatch):
+    run = Run(runs / "live")
+    run.append({"kind": "stopped", "step": 9})
+    (run.path / "driver.log").write_text("no memory left")
+    launched = []
+
+    def launch(found: Run):
+        """In place of a driver, a process that ends at once, or goes on."""
+        launched.append(found.path)
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+
+    monkeypatch.setattr(app.cluster, "launch", launch)
+    page, log = opened(chrome, served(runs) + "run?run=live")
+    resume = page.get_by_role("button", name="Resume")
+    resume.wait_for(timeout=60_000)
+    resume.click()
+    says(page, "Go on from the last checkpoint")
+    assert launched == []
+    page.get_by_role("button", name="Yes").click()
+    says(page, "Its driver ended: no memory left")
+    assert launched == [run.path]
+    with run.lock():
+        run.append({"kind": "start", "steps": 20, "epochs": 1, "resumed_from": 9})
+        run.append(step_event(10, 20))
+        page.locator(".tiles b").get_by_text("10 / 20").wait_for(timeout=30_000)
+        page.get_by_role("button", name="Stop").wait_for(timeout=30_000)
+        assert resume.count() == 0
+    assert log.errors == []
+
+
+@pytest.mark.slow
+def test_a_real_training_is_started_stopped_and_resumed_from_its_page(chrome, served, tmp_path, prompts):
+    run = make(tmp_path, "cluster.workers=0", "training.epochs=400")
+    page, log = opened(chrome, served(tmp_path) + f"run?run={run.id}")
+    badge = page.locator(".badge").first
+
+    def do(deed: str) -> None:
+        page.get_by_role("button", name=deed).click(timeout=120_000)
+        page.get_by_role("button", name="Yes").click()
+
+    do("Start")
+    wait_for(run, "step", 5)
+    do("Stop")
+    badge.filter(has_text="stopped").wait_for(timeout=120_000)
+    stopped = run.events()[-1]
+    assert stopped["kind"] == "stopped" and stopped["step"] < 800
+    do("Resume")
+    badge.filter(has_text="finished").wait_for(timeout=300_000)
+    assert [e["resumed_from"] for e in run.events() if e["kind"] == "start"] == [None, stopped["step"]]
+    page.get_by_role("button", name="Resume").wait_for(state="hidden")
+    assert "Its driver ended" not in page.locator("body").inner_text()
+    assert log.errors == []
+
+
+@pytest.mark.slow
+def test_errors_open_by_address_and_by_form(chrome, served, runs, prompts):
+    hear(runs, "heard")
+    url = served(runs)
+    page, log = opened(chrome, url + "errors")
+    page.get_by_label("Run").select_option("heard")
+    page.get_by_role("button", name="Open").click()
+    page.wait_for_url("**/errors?run=heard")
+    says(page, "1 to 3 of 3", 120_000)
+    says(page, "As recorded.")
+    assert play(page.locator(".case:visible audio").first)["time"] > 0
+    page.get_by_placeholder("said > heard").fill("something")
+    page.keyboard.press("Enter")
+    says(page, "“something”")
+    page.get_by_label("Evaluation").select_option("trained--white-10db--clip")
+    page.get_by_role("button", name="Open").click()
+    page.wait_for_url("**/errors?run=heard&evaluation=trained--white-10db--clip")
+    says(page, re.compile("10 dB"), 120_000)
+    page.goto(url + "errors?run=first")  # made up, of no corpus
+    says(page, re.compile("The clips are not those|could not|cannot"), 120_000)
+    page.goto(url + "errors?run=live")
+    says(page, "Run live has not been evaluated.")
+    says(page, "speechlab evaluate live")
+    assert log.external == []
+    assert log.errors == []
+
+
+@pytest.mark.slow
+def test_the_machine_is_shown_and_moves(chrome, served, runs):
+    page, log = opened(chrome, served(runs) + "system")
+    says(page, "processor")
+    assert page.get_by_role("meter").count() >= 3
+    says(page, "Ray here")
+    before = page.locator(".part").first.inner_text()
+    page.wait_for_function("before => true", arg=before)
+    for _ in range(60):
+        if page.locator(".part").first.inner_text() != before:
+            break
+        page.wait_for_timeout(500)
+    assert page.locator(".part").first.inner_text() != before
+    assert log.external == []
+    assert log.errors == []
+
+
+@pytest.mark.slow
+def test_an_empty_folder_says_on_every_page_what_to_do(chrome, served, tmp_path):
+    url = served(tmp_path / "none")
+    for address, told in {"": "make report", "run": "make report", "errors": "speechlab evaluate", "compare": "speechlab evaluate"}.items():
+        page, log = opened(chrome, url + address)
+        says(page, re.compile(told))
+        assert log.errors == []
+        page.context.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
+def test_every_page_fits_its_window_and_reads(chrome, served, runs, width, scheme):
+    url = served(runs)
+    luminance = "e => { const [r, g, b] = (getComputedStyle(e).color.match(/[0-9.]+/g) ?? []).map(Number); return (r + g + b) / 765; }"
+    for address in ("", "run?run=live", "run", "errors", "compare?a=first&b=second", "system", "run?run=nobody"):
+        page, log = opened(chrome, url + address, viewport={"width": width, "height": 800}, color_scheme=scheme)
+        page.locator(".speechlab").first.wait_for(timeout=60_000)
+        page.wait_for_timeout(1500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, address
+        for place in ("nav a", ".speechlab"):
+            lights = [page.locator(place).first.evaluate(luminance) for _ in range(5)]
+            known = [light for light in lights if light == light]  # none of a text that was just written anew
+            assert known and all((light > 0.5) == (scheme == "dark") for light in known), (address, place)
+        assert log.external == []
+        page.context.close()
+
+
+@pytest.mark.slow
+def test_the_command_line_opens_at_a_run(runs, tmp_path):
+    port = free_port()
+    command = [sys.executable, "-m", "speechlab", "dashboard", str(runs / "live"), "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert server.stdout.readline().strip() == f"live on http://127.0.0.1:{port}/run?run=live (Ctrl-C ends it)"
+        for _ in range(240):
+            try:
+                told = pulled(f"http://127.0.0.1:{port}/", "run", run="live")
+                break
+            except OSError:
+                time.sleep(0.5)
+        assert "9 / 9" in told
+        assert "4 runs" in pulled(f"http://127.0.0.1:{port}/"), "the folder that the run lies in"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
