@@ -29,7 +29,7 @@ POLICY = "; ".join(
         "img-src 'self' data: blob:",
         "media-src 'self' data: blob:",
         "font-src 'self' data:",
-        "connect-src 'self'",
+        "connect-src 'self' blob:",  # Panel's components are read from the page's own memory
         "worker-src 'self' blob:",
         "object-src 'none'",
         "base-uri 'none'",
