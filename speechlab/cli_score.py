@@ -113,7 +113,9 @@ def score(
 def compare(
     a: Annotated[
         str,
-        typer.Argument(help="the system in use: a run, RUN:system--condition--context, or a file; several trainings separated by commas"),
+        typer.Argument(
+            help="the system in use: a run, RUN:system--condition--context, models:/name@alias, or a file; with commas several trainings"
+        ),
     ],
     b: Annotated[str, typer.Argument(help="the new one, likewise")],
     reference: Annotated[Path | None, typer.Option(help="what was said, for files that do not hold it")] = None,
