@@ -43,7 +43,6 @@ nav { max-width: 1240px; margin: 0 auto; padding: .6rem 1rem 0; box-sizing: bord
 nav b { margin-right: .8rem; } nav a { color: inherit; text-decoration: none; padding: .25rem .6rem; border-radius: .4rem; }
 nav a:hover { background: #8882; } nav a[aria-current] { background: #0072b230; font-weight: 600; }
 nav a:focus-visible { outline: 2px solid; outline-offset: 1px; }
-.skip { position: absolute; left: -99rem; } .skip:focus { position: static; }
 """
 FORM_CSS = """
 form { display: flex; flex-wrap: wrap; gap: .5em 1em; align-items: end; margin: .5em 0; }
@@ -102,22 +101,24 @@ class App:
 
     def _errors(self, asked: Mapping[str, str]) -> pn.viewable.Viewable:
         if not asked.get("run"):
-            return self._choose("errors", "Whose errors?", lambda e: _evaluated(e.path), "speechlab evaluate RUN")
+            return self._choose("errors", "Whose errors?", _evaluated, "speechlab evaluate RUN")
         run = self.catalogue.run(asked["run"])
         names = sorted(path.stem for path in (run.path / "evaluations").glob("*--*--*.json"))
         if not names:
             raise InputError(f"Run {run.id} has not been evaluated.", do=f"speechlab evaluate {run.id}")
-        usual = evaluation.kept(str(run.path)).stem
-        name = asked.get("evaluation") or usual
-        if name not in names:
-            raise InputError(f"Run {run.id} holds no such evaluation.", got=name[:200], expected=", ".join(names))
-        fields = _select("run", "Run", self._ids(lambda e: _evaluated(e.path)), run.id)
+        name = asked.get("evaluation") or evaluation.kept(str(run.path)).stem
+        fields = _select("run", "Run", self._ids(_evaluated), run.id)
         fields += _select("evaluation", "Evaluation: system, condition, context", {n: ", ".join(n.split("--")) for n in names}, name)
         head = Html('<h1>Errors</h1><form action="errors">{}<button>Open</button></form>').format(fields)
-        return pn.Column(_text(head), _later(lambda: self._explored(run, name), "Reading the clips …"), sizing_mode="stretch_width")
+        if name in names:
+            place = _later(lambda: self._explored(run, name), "Reading the clips …")
+        else:  # as when the form names another run, which was heard under other conditions
+            lost = InputError(f"Run {run.id} holds no such evaluation.", got=name[:200], expected=", ".join(names), do="choose one above")
+            place = _text(_problem("", lost))
+        return pn.Column(_text(head), place, sizing_mode="stretch_width")
 
     def _explored(self, run: Run, name: str) -> Explorer:
-        """The explorer of an evaluation, of which the latest are kept; its figures are made here, and not when it is shown."""
+        """The explorer of an evaluation, of which the latest are kept."""
         table = run.path / "evaluations" / f"{name}.parquet"
         key = (run.path, name, table.stat().st_mtime_ns if table.exists() else 0)
         with self._opening:
@@ -126,9 +127,8 @@ class App:
                 # without the system: to ask it how the clips sound takes minutes, which the notebook's readers have
                 index = likeness.prepare(found.evaluation, found.cuts, found.folder, progress=False)
                 settings, seed = found.experiment.evaluation, found.experiment.seed
-                self._explorers[key] = Explorer(
-                    found.evaluation, found.cuts, index, strata.table(found.cuts), settings.resamples, seed
-                )  # fmt: skip
+                known = strata.table(found.cuts)
+                self._explorers[key] = Explorer(found.evaluation, found.cuts, index, known, settings.resamples, seed)
             self._explorers.move_to_end(key)
             while len(self._explorers) > KEPT:
                 self._explorers.popitem(last=False)
@@ -144,8 +144,13 @@ class App:
         head = _text(Html('<h1>Compare</h1>{}<form action="compare">{}<button>Compare</button></form>').format(about, fields))
         if not (a and b):
             return pn.Column(head, sizing_mode="stretch_width")
-        sides = self._side(a), self._side(b)
-        return pn.Column(head, _later(lambda: self._contrast(*sides), "Resampling …"), sizing_mode="stretch_width")
+        try:
+            sides = self._side(a), self._side(b)
+        except InputError as e:
+            place = _text(_problem("", e))
+        else:
+            place = _later(lambda: self._contrast(*sides), "Resampling …")
+        return pn.Column(head, place, sizing_mode="stretch_width")
 
     def _side(self, name: str) -> tuple[Run, Side]:
         """``RUN`` or ``RUN:system``; a colon may be in a run's name too."""
@@ -176,9 +181,8 @@ class App:
     def _sides(self) -> dict[str, str]:
         found = {}
         for entry in self.catalogue.look():
-            if _evaluated(entry.path) and not _leads_out(entry):
-                known = contrast.systems(Run(entry.path)) if (entry.path / "config.yaml").is_file() else []
-                for i, system in enumerate(known):
+            if _evaluated(entry):
+                for i, system in enumerate(contrast.systems(Run(entry.path))):
                     name = f"{entry.id}:{system}" if i else entry.id
                     found[name] = f"{entry.id}, {'before training' if system == 'pretrained' else system}"
         return found
@@ -305,8 +309,7 @@ def _later(make: Callable[[], pn.viewable.Viewer], waiting: str) -> pn.Column:
 
     async def fill() -> None:
         try:
-            found = await asyncio.to_thread(make)
-            place.objects = [pn.panel(found)]
+            place.objects = [await asyncio.to_thread(lambda: pn.panel(make()))]
         except Exception as e:
             place.objects = [_text(_problem("", e))]
 
@@ -338,12 +341,10 @@ def _select(name: str, label: str, options: Mapping[str, str], chosen: str) -> H
     return Html('<label>{}<select name="{}">{}</select></label>').format(label, name, choices)
 
 
-def _evaluated(path: Path) -> bool:
-    return next((path / "evaluations").glob("*--*--*.json"), None) is not None
-
-
-def _leads_out(entry: Entry) -> bool:
-    return entry.path.resolve().parent != entry.path.parent.resolve()
+def _evaluated(entry: Entry) -> bool:
+    """Whether there is something to be shown of it; a link that leads out is not looked into."""
+    own = entry.path.resolve().parent == entry.path.parent.resolve() and (entry.path / "config.yaml").is_file()
+    return own and next((entry.path / "evaluations").glob("*--*--*.json"), None) is not None
 
 
 def _text(body: Html) -> pn.widgets.StaticText:

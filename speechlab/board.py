@@ -55,12 +55,12 @@ PAGE = """
 {% block postamble %}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-  :root { color-scheme: light dark; --design-background-text-color: #1b1f24; }
-  body { margin: 0; background: #fff; color: #1b1f24; }
+  :root { color-scheme: light dark; --design-background-text-color: #1b1f24; --page: #fff; }
+  body { margin: 0; background: var(--page); color: #1b1f24; }
   main { max-width: 1240px; margin: 0 auto; padding: 1rem; box-sizing: border-box; }
   @media (prefers-color-scheme: dark) {
-    :root { --design-background-text-color: #e4e7eb; }
-    body { background: #14171b; color: #e4e7eb; }
+    :root { --design-background-text-color: #e4e7eb; --page: #14171b; }
+    body { color: #e4e7eb; }
   }
 </style>
 {% endblock %}

@@ -33,9 +33,9 @@ a:focus-visible { outline: 2px solid; outline-offset: 2px; }
 """
 FIELD_CSS = """
 .bk-input { background: transparent; color: inherit; }
-label { color: inherit; } label:has(input:disabled) { opacity: .4; }
+label { color: inherit; } input:disabled, input:disabled + .bk-label { opacity: .4; }
 """
-ROW_CSS = "@media (max-width: 640px) { :host { flex-direction: column !important; } }"
+ROW_CSS = "@media (max-width: 640px) { :host { display: block !important; } }"
 RUN_CSS = (
     BOARD_CSS
     + LINKS_CSS
@@ -94,6 +94,7 @@ class _View:
         words.param.watch(lambda event: shelf.param.update(words=event.new), "value_input")  # as it is typed
         shelf.param.watch(lambda _: self.tick(), "words")
         self._head, self._tray, self._foot = (_text(Html("")) for _ in range(3))
+        self._tray.styles = {"position": "sticky", "top": "0", "z-index": "2", "background": "var(--page, transparent)"}
         self._list = pn.Column(sizing_mode="stretch_width", margin=0)
         self.layout = pn.Column(self._head, words, self._tray, self._list, self._foot, sizing_mode="stretch_width", name="shelf")
 
@@ -152,9 +153,8 @@ class _Place:
         self.tick.param.watch(lambda _: told(), "value")
         self._text = pn.widgets.StaticText(value="", stylesheets=[RUN_CSS], sizing_mode="stretch_width", margin=0)
         line = {"border-top": "1px solid #8884", "padding": "8px 0"}
-        self.layout = pn.FlexBox(
-            self.tick, self._text, flex_wrap="nowrap", styles=line, stylesheets=[ROW_CSS], sizing_mode="stretch_width", name=f"run {id}"
-        )
+        looks: dict[str, Any] = {"styles": line, "stylesheets": [ROW_CSS], "sizing_mode": "stretch_width", "margin": 0}
+        self.layout = pn.Row(self.tick, self._text, name=f"run {id}", **looks)
 
     def show(self, entry: Entry) -> None:
         """Write the run, if it has changed or time has."""

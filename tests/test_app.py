@@ -593,6 +593,9 @@ def test_errors_open_by_address_and_by_form(chrome, served, runs, prompts):
     page.get_by_role("button", name="Open").click()
     page.wait_for_url("**/errors?run=heard&evaluation=trained--white-10db--clip")
     says(page, re.compile("10 dB"), 120_000)
+    page.goto(url + "errors?run=first&evaluation=trained--clean--clip")  # as the form asks once another run is chosen
+    says(page, "Run first holds no such evaluation.")
+    page.get_by_label("Run").wait_for()
     page.goto(url + "errors?run=first")  # made up, of no corpus
     says(page, re.compile("The clips are not those|could not|cannot"), 120_000)
     page.goto(url + "errors?run=live")
