@@ -39,6 +39,10 @@ PATIENCE = 60  # … seconds of processor time
 LOADED = 3  # models kept
 NONE = "none"
 USUAL = ("tiny.en",)
+FIELD_CSS = """
+.bk-input { background: transparent; color: inherit; } .bk-input option { background: Canvas; color: CanvasText; }
+.bk-input::file-selector-button { font: inherit; color: inherit; background: #8882; border: 1px solid #8888; border-radius: .3em; }
+"""
 
 _hearing = ThreadPoolExecutor(1, thread_name_prefix="playground")
 
@@ -65,19 +69,19 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
         self._heard: list[tuple[str, list[Passage]]] = []
         self._took: dict[str, Seconds] = {}
         self._blinded = False
-        wide = {"sizing_mode": "stretch_width", "max_width": 420, "margin": 0}
+        wide = {"sizing_mode": "stretch_width", "max_width": 420, "margin": 0, "stylesheets": [FIELD_CSS]}
         self.file = pn.widgets.FileInput(label="A recording", accept="audio/*,video/*,.flac,.opus,.g722", **wide)
         self.microphone = players.Microphone(margin=0)
         self.a = pn.widgets.Select(label="Model", options=list(names), **wide)
         self.b = pn.widgets.Select(label="beside it", options=[NONE, *names], **wide)
         self.blind = _tick("blind: names are shown on request")
-        self.reveal = pn.widgets.Button(label="Show the names", visible=False, margin=0)
+        self.reveal = pn.widgets.Button(label="Show the names", variant="outline", visible=False, margin=0)
         self.effect = pn.widgets.Select(label="Heard through", options=[NONE, *(effect.name for effect in listen.EFFECTS)], **wide)
         self.strength = pn.widgets.DiscreteSlider(label="strength", options=[0.0], visible=False, **wide)
         self.reference = pn.widgets.TextInput(label="What was said, for the WER", **wide)
         self.go = pn.widgets.Button(label="Transcribe", color="primary", disabled=True, margin=0)
         self.consent = _tick("whoever speaks agrees that the clip is kept for tests")
-        self.store = pn.widgets.Button(label="Keep the clip", disabled=True, margin=0)
+        self.store = pn.widgets.Button(label="Keep the clip", variant="outline", disabled=True, margin=0)
         self.said, self.rates = _live(), _live()
         self.player = players.Player(visible=False, sizing_mode="stretch_width")
         self.saves = pn.FlexBox(visible=False, gap="8px", margin=(6, 0))
@@ -85,7 +89,7 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
             save = pn.widgets.FileDownload(
                 callback=lambda kind=kind: self._written(kind), filename=f"transcript.{kind}", label=kind.upper()
             )
-            save.margin = 0
+            save.param.update(margin=0, variant="outline")
             self.saves.append(save)
         self.file.param.watch(self._sent, "value")
         self.microphone.param.watch(self._recorded, "wav")
