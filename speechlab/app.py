@@ -166,7 +166,7 @@ class App:
 
     def _playground(self, _: Mapping[str, str]) -> pn.viewable.Viewable:
         """With the weights that the set-up fetches, and every run that has a checkpoint."""
-        trained = [e.id for e in self.catalogue.look() if not _leads_out(e) and next((e.path / "checkpoints").glob("step-*"), None)]
+        trained = [e.id for e in self.catalogue.look() if e.state != "broken" and next((e.path / "checkpoints").glob("step-*"), None)]
         return pn.panel(Playground([*playground.USUAL, *trained], keep=self.catalogue.root / "playground"))
 
     def _system(self, _: Mapping[str, str]) -> pn.viewable.Viewable:
