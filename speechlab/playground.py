@@ -1,7 +1,7 @@
 """The playground: a clip from a file or the microphone, what one model or two hear in it, and what noise, codecs and rooms do to that.
 
-Notable: what is sent is decoded in a process of its own, with limits on memory, time and length, so that a file made to do harm ends that
-process and no more. Models hear one request after another in one thread, so the page stays alive, and everyone sees the text as it comes.
+Notable: what is sent is decoded elsewhere (:mod:`speechlab.uploads`). Models hear one request after another in one thread, so the page
+stays alive, and everyone sees the text as it comes.
 
 Not covered: requests of several people batched together; recognition while the microphone is still on.
 """
@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import random
-import resource
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from typing import Any
 
 import panel as pn
 
-from speechlab import audio, config, decoding, listen, passages, players, pool, provenance, systems, text
+from speechlab import audio, config, decoding, listen, passages, players, provenance, systems, text, uploads
 from speechlab.audio import Wave
 from speechlab.errors import InputError
 from speechlab.markup import CSS, LEGEND, Html, alignment_html, table_html
@@ -32,10 +31,6 @@ from speechlab.passages import Passage
 from speechlab.scoring import score
 from speechlab.units import SAMPLE_RATE, Seconds, clock
 
-LARGEST = 16 * 2**20  # bytes of a file: Bokeh's server takes messages of 20 MB, and base64 adds a third
-LONGEST: Seconds = 900.0  # of a clip, decoded
-MEMORY = 4 * 2**30  # bytes that the process that decodes may take, and …
-PATIENCE = 60  # … seconds of processor time
 LOADED = 3  # models kept
 NONE = "none"
 USUAL = ("tiny.en",)
@@ -132,7 +127,7 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
     async def _take(self, data: bytes, name: str) -> None:
         self._tell("Reading …")
         try:
-            self._wave_N = await asyncio.to_thread(decoded, data, text.shown(name))
+            self._wave_N = await asyncio.to_thread(uploads.decoded, data, text.shown(name))
         except InputError as e:
             self._wave_N = None
             self.go.disabled = True
@@ -267,41 +262,6 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
     def _tell(self, words: str) -> None:
         lines = Html("<br>").join(Html("{}").format(line) for line in words.splitlines())
         self.said.value = str(Html('<div class="speechlab"><p role="status">{}</p></div>').format(lines))
-
-
-def decoded(data: bytes, name: str = "the file") -> Wave:
-    """What somebody sent, decoded in a process of its own.
-
-    Args:
-        data: Of a file of any format.
-        name: What to call it in messages.
-
-    Returns:
-        16 kHz samples.
-
-    Raises:
-        InputError: if it is too large, too long, not audio, or takes its process down.
-    """
-    if len(data) > LARGEST:
-        got = f"{name}: {len(data) / 2**20:.0f} MB"
-        raise InputError("The file is too large.", got=got, expected=f"at most {LARGEST / 2**20:.0f} MB", do="send a part of it, or as MP3")
-    ((_, found),) = pool.over(_within_limits, [data], workers=1)
-    if isinstance(found, pool.Crashed):
-        raise InputError("The file took more memory or time than audio does.", got=name, expected=f"at most {clock(LONGEST)} of audio")
-    if isinstance(found, InputError):
-        raise found
-    return found
-
-
-def _within_limits(data: bytes) -> Wave | InputError:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE))
-    try:
-        return audio.decode(data, max_seconds=LONGEST)
-    except InputError as e:
-        return e
-    except MemoryError:
-        return InputError("The file took more memory than audio does.", got=f"over {MEMORY / 2**30:.0f} GB", expected="audio")
 
 
 def keep(wave_N: Wave, said: str, folder: Path) -> Path:
