@@ -167,7 +167,8 @@ class App:
     def _playground(self, _: Mapping[str, str]) -> pn.viewable.Viewable:
         """With the weights that the set-up fetches, and every run that has a checkpoint."""
         trained = [e.id for e in self.catalogue.look() if e.state != "broken" and next((e.path / "checkpoints").glob("step-*"), None)]
-        return pn.panel(Playground([*playground.USUAL, *trained], keep=self.catalogue.root / "playground"))
+        bench = Playground([*playground.USUAL, *trained], keep=self.catalogue.root / "playground")
+        return pn.Column(_text(Html("<h1>Playground</h1>")), bench, sizing_mode="stretch_width")
 
     def _system(self, _: Mapping[str, str]) -> pn.viewable.Viewable:
         entries = self.catalogue.look()
