@@ -63,7 +63,7 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
         self._changed_N: Wave | None = None
         self._heard: list[tuple[str, list[Passage]]] = []
         self._took: dict[str, Seconds] = {}
-        self._blinded = False
+        self._blinded, self._turn = False, 0
         wide = {"sizing_mode": "stretch_width", "max_width": 420, "margin": 0, "stylesheets": [FIELD_CSS]}
         self.file = pn.widgets.FileInput(label="A recording", accept="audio/*,video/*,.flac,.opus,.g722", **wide)
         self.microphone = players.Microphone(margin=0)
@@ -90,7 +90,7 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
         self.microphone.param.watch(self._recorded, "wav")
         self.effect.param.watch(self._chosen, "value")
         self.strength.param.watch(self._again, "value_throttled")
-        self.go.on_click(self._transcribe)
+        self.go.on_click(self._asked)
         self.store.on_click(self._stored)
         self.reveal.on_click(lambda _: self._named())
         self.reference.param.watch(lambda _: self._rated(), "value")
@@ -125,17 +125,23 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
             await self._take(base64.b64decode(event.new), "the recording")
 
     async def _take(self, data: bytes, name: str) -> None:
+        turn = self._next()
         self._tell("Reading …")
         try:
-            self._wave_N = await asyncio.to_thread(uploads.decoded, data, text.shown(name))
+            wave_N = await asyncio.to_thread(uploads.decoded, data, text.shown(name))
         except InputError as e:
-            self._wave_N = None
-            self.go.disabled = True
-            self._tell(str(e))
+            if turn == self._turn:
+                self._wave_N, self.go.disabled = None, True
+                self._tell(str(e))
             return
-        self.go.disabled = False
-        await self._show()
-        await self._transcribe()
+        if turn == self._turn:
+            self._wave_N = wave_N
+            await self._show(turn)
+
+    def _next(self) -> int:
+        """A new request: what earlier ones still come to is let go."""
+        self._turn += 1
+        return self._turn
 
     async def _chosen(self, event: Any) -> None:
         effect = next((e for e in listen.EFFECTS if e.name == event.new), None)
@@ -147,25 +153,30 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
 
     async def _again(self, *_: Any) -> None:
         if self._wave_N is not None:
-            await self._show()
-            await self._transcribe()
+            await self._show(self._next())
 
-    async def _show(self) -> None:
-        """The clip as it is now heard, before anything is recognised in it."""
+    async def _show(self, turn: int) -> None:
+        """The clip as it is now heard, and then what is recognised in it."""
         assert self._wave_N is not None
         effect = next((e for e in listen.EFFECTS if e.name == self.effect.value), None)
         wave_N = self._wave_N
-        self._changed_N = await asyncio.to_thread(effect.apply, wave_N, float(self.strength.value), 1) if effect else wave_N
-        self._heard = []
-        pictured = await asyncio.to_thread(players.picture, self._changed_N)
+        changed_N = await asyncio.to_thread(effect.apply, wave_N, float(self.strength.value), 1) if effect else wave_N
+        pictured = await asyncio.to_thread(players.picture, changed_N)
+        if turn != self._turn:
+            return
+        self._changed_N, self._heard = changed_N, []
         self.player.param.update(rows=[], visible=True, **pictured)
         self.rates.value, self.saves.visible = "", False
+        await self._transcribe(turn)
 
     # -- it is recognised -----------------------------------------------------------------------------
 
-    async def _transcribe(self, *_: Any) -> None:
-        if self._changed_N is None or self.go.disabled:
-            return
+    async def _asked(self, _: Any) -> None:
+        if self._changed_N is not None:
+            await self._transcribe(self._next())
+
+    async def _transcribe(self, turn: int) -> None:
+        assert self._changed_N is not None
         wave_N = self._changed_N
         names = list(dict.fromkeys(name for name in (self.a.value, self.b.value) if name != NONE))
         self._blinded = bool(self.blind.value) and len(names) > 1
@@ -176,14 +187,20 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
         try:
             for i, name in enumerate(names):
                 self._tell(f"{self._title(i)} listens …")
-                async for passage in self._coming(name, wave_N):
+                async for passage in self._coming(name, wave_N, turn):
+                    if turn != self._turn:
+                        return
                     self._heard[i][1].append(passage)
                     self.player.rows = players.rows([(self._title(j), heard) for j, (_, heard) in enumerate(self._heard)])
+                if turn != self._turn:
+                    return
         except InputError as e:
-            self._tell(str(e))
+            if turn == self._turn:
+                self._tell(str(e))
             return
         finally:
-            self.go.disabled = self._wave_N is None
+            if turn == self._turn:
+                self.go.disabled = False
         silent = not any(passage.words for _, heard in self._heard for passage in heard)
         self._tell("Nobody speaks in it." if silent else "")
         self.reveal.visible = self._blinded
@@ -191,17 +208,19 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
         self._rated()
         self._storable()
 
-    async def _coming(self, name: str, wave_N: Wave) -> AsyncIterator[Passage]:
+    async def _coming(self, name: str, wave_N: Wave, turn: int) -> AsyncIterator[Passage]:
         """Passages as they are heard, in the one thread that hears."""
-        loop, queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
+        loop, queue, took = asyncio.get_running_loop(), asyncio.Queue[Any](), self._took
 
         def work() -> None:
             try:
                 model, precision = _loaded(name, self.language)
                 began = time.perf_counter()
                 for passage, _ in passages.hear(model, wave_N, precision=precision):
+                    if turn != self._turn:  # nobody waits for it any more
+                        break
                     loop.call_soon_threadsafe(queue.put_nowait, passage)
-                self._took[name] = time.perf_counter() - began
+                took[name] = time.perf_counter() - began
                 loop.call_soon_threadsafe(queue.put_nowait, None)
             except Exception as e:
                 loop.call_soon_threadsafe(queue.put_nowait, e)
