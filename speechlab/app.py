@@ -29,10 +29,10 @@ from speechlab.contrast import Contrast, Side
 from speechlab.errors import InputError
 from speechlab.explorer import Explorer
 from speechlab.machine import Machine
-from speechlab.markup import Html
+from speechlab.markup import Html, framed
 from speechlab.playground import Playground
 from speechlab.runs import Run
-from speechlab.shelf import RUN_CSS, Shelf
+from speechlab.shelf import Shelf, live
 
 KEPT = 2  # explorers, each some MB
 PERIOD = 500  # ms between looks at a run's state
@@ -236,7 +236,7 @@ class _RunPage:
         if len(known) > 1 and "pretrained" in known:
             both = urlencode({"a": f"{run.id}:pretrained", "b": run.id})
             links.append(Html('<a href="compare?{}">before and after training</a>').format(both))
-        self._links.value = _page(Html("<p>{}</p>").format(Html(" · ").join(links)))
+        self._links.value = framed(Html("<p>{}</p>").format(Html(" · ").join(links)))
         self.layout = pn.Column(self._links, self._bar, self._board, sizing_mode="stretch_width")
         self.tick()
         pn.state.add_periodic_callback(self.tick, period=PERIOD)
@@ -247,7 +247,7 @@ class _RunPage:
         if entry is None:
             gone = Html("<p><b>Run {} is gone:</b> its directory was deleted or moved.</p>").format(self._run.id)
             self._bar.visible = self._board.visible = False
-            self._links.value = _page(Html('{}<p><a href="./">all runs</a></p>').format(gone))
+            self._links.value = framed(Html('{}<p><a href="./">all runs</a></p>').format(gone))
             return
         # a run of another machine, whose lock is not seen, is not resumed here while its events come
         deed = {"running": "stop", "new": "start", "finished": "", "broken": ""}.get(entry.state, "resume")
@@ -285,7 +285,7 @@ class _RunPage:
         self.tick()
 
     def _tell(self, words: str) -> None:
-        self._said.value = _page(Html('<span role="status">{}</span>').format(words))
+        self._said.value = framed(Html('<span role="status">{}</span>').format(words))
 
 
 def nav_html(here: str) -> Html:
@@ -349,11 +349,7 @@ def _evaluated(entry: Entry) -> bool:
 
 
 def _text(body: Html) -> pn.widgets.StaticText:
-    return pn.widgets.StaticText(value=_page(body), stylesheets=[RUN_CSS, FORM_CSS], sizing_mode="stretch_width", margin=(2, 0))
-
-
-def _page(body: Html) -> str:
-    return str(Html('<div class="speechlab">{}</div>').format(body))
+    return live(body, FORM_CSS)
 
 
 def _button(label: str) -> pn.widgets.Button:

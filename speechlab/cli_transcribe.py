@@ -24,9 +24,7 @@ def transcribe(
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16; none is bf16 where the device multiplies it itself")] = "",
 ) -> None:
     """Transcribe recordings, cut at pauses, with the time of every word; a file that cannot be read does not stop the others."""
-    import torch
-
-    from speechlab import audio, decoding, passages, progress, provenance, systems
+    from speechlab import audio, passages, progress, systems
     from speechlab.text import shown
     from speechlab.units import SAMPLE_RATE
 
@@ -38,10 +36,7 @@ def transcribe(
     targets = [to / f"{file.stem}.{kind}" for file in files for kind in kinds] if to else []
     if twice := next((path for path in targets if targets.count(path) > 1), None):
         raise InputError("Two recordings would be written to one file.", got=str(twice), expected="names that differ", do="rename one")
-    system = systems.resolve(model, language)
-    device = decoding.resolve_device(device, torch.cuda.is_available())
-    precision = precision or ("bf16" if device == "cuda" or provenance.bf16_native() else "fp32")
-    loaded = system.load(None, device, ())
+    loaded, how = systems.ready(model, language, device, precision)
     broken = 0
     for file in files:
         try:
@@ -51,7 +46,7 @@ def transcribe(
             broken += 1
             continue
         heard, seconds = [], len(wave_N) / SAMPLE_RATE
-        coming = passages.hear(loaded, wave_N, precision=precision, device=device)
+        coming = passages.hear(loaded, wave_N, **how)
         if to is None and kinds == ["txt"]:  # the text itself shows how far it is
             for passage, _ in coming:
                 heard.append(passage)

@@ -21,7 +21,7 @@ from speechlab.errors import InputError, did_you_mean
 from speechlab.evaluation import Evaluation
 from speechlab.markup import Html, table_html
 from speechlab.runs import Run
-from speechlab.shelf import RUN_CSS
+from speechlab.shelf import live
 
 FORMATS = {"a": "{}", "b": "{}", "b − a, points": "{}", "clips": "{:,}"}
 
@@ -158,17 +158,17 @@ class Contrast(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
 
     def __panel__(self) -> pn.viewable.Viewable:
         sides = Html("<p><b>a</b>, in use: {}<br><b>b</b>, new: {}</p>").format(self.a.name, self.b.name)
-        shown: list[Any] = [_text(sides)]
+        shown: list[Any] = [live(sides)]
         if (first := self.first) is None or first.found is None or first.verdict is None:
-            shown.append(_text(Html("<p>There is no condition in which they can be compared.</p>")))
+            shown.append(live(Html("<p>There is no condition in which they can be compared.</p>")))
         else:
             told = Html('<p class="headline"><b>{}</b></p><p>On {}; b minus a, so less is better.</p>')
             shown += [
-                _text(told.format(first.verdict.text, first.condition)),
+                live(told.format(first.verdict.text, first.condition)),
                 pn.pane.HoloViews(plots.difference(first.found, self.margin), linked_axes=False, sizing_mode="stretch_width"),
-                _text(_tests(first.found)),
+                live(_tests(first.found)),
             ]
-        return pn.Column(*shown, _text(by_condition_html(self.rows)), sizing_mode="stretch_width", name="contrast")
+        return pn.Column(*shown, live(by_condition_html(self.rows)), sizing_mode="stretch_width", name="contrast")
 
     def static(self) -> pn.viewable.Viewable:
         """The same: nothing on it moves."""
@@ -203,8 +203,3 @@ def by_condition_html(found: Sequence[Row]) -> Html:
 
 def _points(found: Difference | None) -> str:
     return "–" if found is None else f"{found.points:+.2f} [{found.interval.low:+.2f}, {found.interval.high:+.2f}]"
-
-
-def _text(body: Html) -> pn.widgets.StaticText:
-    page = Html('<div class="speechlab">{}</div>').format(body)
-    return pn.widgets.StaticText(value=str(page), stylesheets=[RUN_CSS], sizing_mode="stretch_width", margin=(2, 0))

@@ -25,7 +25,7 @@ from speechlab.errors import InputError
 from speechlab.evaluation import Evaluation
 from speechlab.findings import SECTIONS, Finding, Findings, Pick
 from speechlab.likeness import SPACES, Index
-from speechlab.markup import LEGEND, Html
+from speechlab.markup import LEGEND, Html, framed
 
 PAGE = 10  # utterances listed at a time
 EXPLORER_CSS = BOARD_CSS + CASES_CSS
@@ -205,7 +205,7 @@ class _Desk:
             slot.show(id, self._notes.get(id, ""))
         self.back.disabled, self.on.disabled = self._at == 0, self._at + PAGE >= len(self._ids)
         count = f"{self._at + 1} to {self._at + len(page)} of {len(self._ids)}" if page else "no utterance"
-        self.title.value = _page(Html("<h3>{}</h3><p>{}</p>").format(self._heading, count))
+        self.title.value = framed(Html("<h3>{}</h3><p>{}</p>").format(self._heading, count))
 
 
 class _Slot:
@@ -221,7 +221,7 @@ class _Slot:
     def show(self, id: str, note: str) -> None:
         """Put an utterance here; an empty id leaves the place empty."""
         self.id = id
-        self.view.value = _page(self._desk.cases.card(id, note)) if id else ""
+        self.view.value = framed(self._desk.cases.card(id, note)) if id else ""
         self.layout.visible = bool(id)
 
     def _like(self, by: str, _: Any) -> None:
@@ -237,11 +237,7 @@ def _shown(finding: Finding) -> pn.viewable.Viewable:
 
 
 def _text(body: Html) -> pn.widgets.StaticText:
-    return pn.widgets.StaticText(value=_page(body), stylesheets=[EXPLORER_CSS], sizing_mode="stretch_width", margin=(2, 0))
-
-
-def _page(body: Html) -> str:
-    return str(Html('<div class="speechlab">{}</div>').format(body))
+    return pn.widgets.StaticText(value=framed(body), stylesheets=[EXPLORER_CSS], sizing_mode="stretch_width", margin=(2, 0))
 
 
 def _button(name: str, do: Callable[[Any], None]) -> pn.widgets.Button:

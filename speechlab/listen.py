@@ -29,7 +29,7 @@ from speechlab.audio import Wave
 from speechlab.augment import Augmenter
 from speechlab.errors import InputError, did_you_mean
 from speechlab.features import FRAMES_PER_SECOND, LogMel, mask
-from speechlab.markup import CSS, Html, player_html, table_html
+from speechlab.markup import CSS, Html, framed, player_html, table_html
 from speechlab.units import SAMPLE_RATE, Seconds
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class _Card:
         (source,) = made.select({"type": ColumnDataSource})
         self._source.data = dict(source.data)
         self._figure.x_range.end = len(wave_N) / SAMPLE_RATE
-        self._player.value = _page_html(_sound(wave_N, self._effect.words(strength)))
+        self._player.value = framed(_sound(wave_N, self._effect.words(strength)))
 
 
 def _sound(wave_N: Wave, words: str) -> Html:
@@ -257,12 +257,8 @@ def _picture(wave_N: Wave, title: str) -> Any:
     return plots.spectrogram(log_mel(wave_N), len(wave_N) / SAMPLE_RATE, title)
 
 
-def _page_html(body: Html) -> str:
-    return str(Html('<div class="speechlab">{}</div>').format(body))
-
-
 def _text(body: Html) -> pn.widgets.StaticText:
-    return pn.widgets.StaticText(value=_page_html(body), stylesheets=[BENCH_CSS], sizing_mode="stretch_width", margin=(2, 0))
+    return pn.widgets.StaticText(value=framed(body), stylesheets=[BENCH_CSS], sizing_mode="stretch_width", margin=(2, 0))
 
 
 def _pane(figure: Any) -> pn.pane.Bokeh:

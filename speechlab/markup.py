@@ -113,6 +113,11 @@ LEGEND = Html('<p class="faint">{} said but not heard, {} heard but not said, {}
 )
 
 
+def framed(body: Html) -> str:
+    """Markup as a live text holds it, within what :data:`CSS` is for; the style sheet itself goes along with the text."""
+    return str(Html('<div class="speechlab">{}</div>').format(body))
+
+
 # a page of its own: asks for no network, runs no script
 PAGE = Html("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

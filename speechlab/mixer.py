@@ -17,7 +17,7 @@ import panel as pn
 
 from speechlab import plots
 from speechlab.fusion import Emissions, best, scored
-from speechlab.markup import CSS, Html, samples_html
+from speechlab.markup import CSS, Html, framed, samples_html
 from speechlab.models.beam import Beam, Search
 from speechlab.scoring import Scores
 from speechlab.text import Normaliser
@@ -102,4 +102,4 @@ class _Desk:
         ]
         names = {"greedy": "greedy", "searched": "with the language model"}
         table = samples_html(rows, systems=names, caption=f"{len(changed)} of {len(found)} clips changed; those that changed most")
-        self._text.value = str(Html('<div class="speechlab">{}{}</div>').format(line, table))
+        self._text.value = framed(Html("{}{}").format(line, table))

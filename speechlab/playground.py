@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import io
 import json
 import random
@@ -21,18 +20,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import panel as pn
 
-from speechlab import audio, config, decoding, listen, passages, players, provenance, systems, text, uploads
+from speechlab import audio, config, listen, passages, players, systems, text, uploads
 from speechlab.audio import Wave
 from speechlab.errors import InputError
-from speechlab.markup import CSS, LEGEND, Html, alignment_html, table_html
+from speechlab.markup import CSS, LEGEND, Html, alignment_html, framed, table_html
 from speechlab.passages import Passage
 from speechlab.scoring import score
 from speechlab.units import SAMPLE_RATE, Seconds, clock
 
 LOADED = 3  # models kept
 NONE = "none"
+EFFECTS = {effect.name: effect for effect in listen.EFFECTS}
 USUAL = ("tiny.en",)
 FIELD_CSS = """
 .bk-input { background: transparent; color: inherit; } .bk-input option { background: Canvas; color: CanvasText; }
@@ -40,6 +41,7 @@ FIELD_CSS = """
 """
 
 _hearing = ThreadPoolExecutor(1, thread_name_prefix="playground")
+_ready = lru_cache(LOADED)(systems.ready)
 
 
 class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are not read
@@ -71,7 +73,7 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
         self.b = pn.widgets.Select(label="beside it", options=[NONE, *names], **wide)
         self.blind = _tick("blind: names are shown on request")
         self.reveal = pn.widgets.Button(label="Show the names", variant="outline", visible=False, margin=0)
-        self.effect = pn.widgets.Select(label="Heard through", options=[NONE, *(effect.name for effect in listen.EFFECTS)], **wide)
+        self.effect = pn.widgets.Select(label="Heard through", options=[NONE, *EFFECTS], **wide)
         self.strength = pn.widgets.DiscreteSlider(label="strength", options=[0.0], visible=False, **wide)
         self.reference = pn.widgets.TextInput(label="What was said, for the WER", **wide)
         self.go = pn.widgets.Button(label="Transcribe", color="primary", disabled=True, margin=0)
@@ -144,7 +146,7 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
         return self._turn
 
     async def _chosen(self, event: Any) -> None:
-        effect = next((e for e in listen.EFFECTS if e.name == event.new), None)
+        effect = EFFECTS.get(event.new)
         self.strength.visible = effect is not None and len(effect.strengths) > 1
         if effect is not None:
             unit = f", {effect.unit}" if effect.unit else ""
@@ -158,7 +160,7 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
     async def _show(self, turn: int) -> None:
         """The clip as it is now heard, and then what is recognised in it."""
         assert self._wave_N is not None
-        effect = next((e for e in listen.EFFECTS if e.name == self.effect.value), None)
+        effect = EFFECTS.get(self.effect.value)
         wave_N = self._wave_N
         changed_N = await asyncio.to_thread(effect.apply, wave_N, float(self.strength.value), 1) if effect else wave_N
         pictured = await asyncio.to_thread(players.picture, changed_N)
@@ -214,9 +216,9 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
 
         def work() -> None:
             try:
-                model, precision = _loaded(name, self.language)
+                model, how = _ready(name, self.language)
                 began = time.perf_counter()
-                for passage, _ in passages.hear(model, wave_N, precision=precision):
+                for passage, _ in passages.hear(model, wave_N, **how):
                     if turn != self._turn:  # nobody waits for it any more
                         break
                     loop.call_soon_threadsafe(queue.put_nowait, passage)
@@ -259,10 +261,8 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
                 row |= {"WER": f"{100 * counts.wer:.1f} %", "errors": f"{counts.errors} of {counts.words} words"}
                 lines.append(Html("<p>{}: {}</p>").format(self._title(i), alignment_html(said, hypothesis, rules)))
             rows.append(row)
-        import pandas as pd
-
         body = Html("{}{}{}").format(table_html(pd.DataFrame(rows)), Html("").join(lines), LEGEND if lines else "")
-        self.rates.value = str(Html('<div class="speechlab">{}</div>').format(body))
+        self.rates.value = framed(body)
 
     # -- it is taken along ------------------------------------------------------------------------------
 
@@ -280,7 +280,7 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
 
     def _tell(self, words: str) -> None:
         lines = Html("<br>").join(Html("{}").format(line) for line in words.splitlines())
-        self.said.value = str(Html('<div class="speechlab"><p role="status">{}</p></div>').format(lines))
+        self.said.value = framed(Html('<p role="status">{}</p>').format(lines))
 
 
 def keep(wave_N: Wave, said: str, folder: Path) -> Path:
@@ -294,7 +294,7 @@ def keep(wave_N: Wave, said: str, folder: Path) -> Path:
     Returns:
         The clip's file, named by its samples.
     """
-    name = hashlib.sha256(audio.pcm_sha256(wave_N).encode()).hexdigest()[:16]
+    name = audio.pcm_sha256(wave_N)[:16]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.flac"
     if not path.exists():
@@ -303,15 +303,6 @@ def keep(wave_N: Wave, said: str, folder: Path) -> Path:
         with (folder / "manifest.jsonl").open("a", encoding="utf-8") as f:
             f.write(json.dumps(row, ensure_ascii=False) + "\n")
     return path
-
-
-@lru_cache(LOADED)
-def _loaded(name: str, language: str) -> tuple[Any, str]:
-    import torch
-
-    system = systems.resolve(name, language)
-    device = decoding.resolve_device("auto", torch.cuda.is_available())
-    return system.load(None, device, ()), "bf16" if device == "cuda" or provenance.bf16_native() else "fp32"
 
 
 def _tick(label: str) -> pn.widgets.CheckBoxGroup:

@@ -151,6 +151,15 @@ def collect(
     }
 
 
+def digests(events: Sequence[runs.Event]) -> dict[int, str]:
+    """The chain: digests of the weights after steps, ascending; a checkpoint's is what counts for its step."""
+    found: dict[int, str] = {}
+    for kind in ("step", "checkpoint"):
+        rows = runs.per_step(list(events), kind).to_dict("records")
+        found.update((row["step"], row["digest"]) for row in rows if isinstance(row.get("digest"), str))
+    return dict(sorted(found.items()))
+
+
 def record(run: Run) -> dict[str, Any]:
     """The whole record of a run, from what was written when it began and from its events.
 
@@ -159,12 +168,9 @@ def record(run: Run) -> dict[str, Any]:
     """
     events = run.events()
     begun, steps = run.provenance, run.steps()
-    digests: dict[str, dict[int, str]] = {"step": {}, "checkpoint": {}}
-    for kind, found in digests.items():
-        rows = runs.per_step(events, kind).to_dict("records")
-        found.update((row["step"], row["digest"]) for row in rows if isinstance(row.get("digest"), str))
-    chain = [{"step": step, "digest": digest} for step, digest in sorted({**digests["step"], **digests["checkpoint"]}.items())]
-    final = digests["checkpoint"][max(digests["checkpoint"])] if digests["checkpoint"] else None
+    chain = [{"step": step, "digest": digest} for step, digest in digests(events).items()]
+    kept = runs.per_step(events, "checkpoint")
+    final = kept.digest.iloc[-1] if "digest" in kept else None
     sittings = _sittings(events)
     return {
         **begun,

@@ -233,7 +233,7 @@ def rates(found: Verdict) -> dict[str, str]:
 
 def chain(original: Run, again: Run) -> pd.DataFrame:
     """The digests of the original's weights beside the rerun's, a row a checkpoint."""
-    ours, theirs = ({link["step"]: link["digest"] for link in provenance.record(run)["weights"]["chain"]} for run in (original, again))
+    ours, theirs = (provenance.digests(run.events()) for run in (original, again))
     rows = [(str(step), digest[:12], theirs.get(step, "–")[:12], _alike(digest, theirs.get(step))) for step, digest in ours.items()]
     return pd.DataFrame(rows, columns=["step", "original", "rerun", ""])
 

@@ -17,7 +17,7 @@ import param
 
 from speechlab.board import BOARD_CSS
 from speechlab.catalogue import Catalogue, Entry, Points
-from speechlab.markup import Html
+from speechlab.markup import Html, framed
 from speechlab.units import Seconds, clock
 
 PERIOD = 500  # ms between looks
@@ -93,7 +93,7 @@ class _View:
         )
         words.param.watch(lambda event: shelf.param.update(words=event.new), "value_input")  # as it is typed
         shelf.param.watch(lambda _: self.tick(), "words")
-        self._head, self._tray, self._foot = (_text(Html("")) for _ in range(3))
+        self._head, self._tray, self._foot = (live(Html("")) for _ in range(3))
         self._tray.styles = {"position": "sticky", "top": "0", "z-index": "2", "background": "var(--page, transparent)"}
         self._list = pn.Column(sizing_mode="stretch_width", margin=0)
         self.layout = pn.Column(self._head, words, self._tray, self._list, self._foot, sizing_mode="stretch_width", name="shelf")
@@ -116,8 +116,8 @@ class _View:
         counts = {state: sum(e.state == state for e in entries) for state in dict.fromkeys(e.state for e in entries)}
         told = ", ".join(f"{count} {state}" for state, count in counts.items())
         runs = f"{len(entries)} run{'' if len(entries) == 1 else 's'}"
-        self._head.value = _page(Html("<h1>Runs</h1><p>{}</p>").format(f"{runs}: {told}" if told else "No run"))
-        self._foot.value = _page(self._rest(len(entries), len(found)))
+        self._head.value = framed(Html("<h1>Runs</h1><p>{}</p>").format(f"{runs}: {told}" if told else "No run"))
+        self._foot.value = framed(self._rest(len(entries), len(found)))
         self._tell()
 
     def _rest(self, all_: int, found: int) -> Html:
@@ -141,7 +141,7 @@ class _View:
         else:
             many = f"{len(ticked)} are ticked: " if ticked else ""
             said = Html("<p>{}Tick two runs to compare them.</p>").format(many)
-        self._tray.value = _page(said)
+        self._tray.value = framed(said)
 
 
 class _Place:
@@ -233,9 +233,11 @@ def ago(when: Seconds, now: Seconds | None = None) -> str:
     return "now"
 
 
-def _text(body: Html) -> pn.widgets.StaticText:
-    return pn.widgets.StaticText(value=_page(body), stylesheets=[RUN_CSS], sizing_mode="stretch_width", margin=(2, 0))
+def live(body: Html, *sheets: str) -> pn.widgets.StaticText:
+    """A text of a page that can be written anew, by :func:`speechlab.markup.framed`.
 
-
-def _page(body: Html) -> str:
-    return str(Html('<div class="speechlab">{}</div>').format(body))
+    Args:
+        body: What it holds first.
+        sheets: Style sheets beside :data:`RUN_CSS`.
+    """
+    return pn.widgets.StaticText(value=framed(body), stylesheets=[RUN_CSS, *sheets], sizing_mode="stretch_width", margin=(2, 0))

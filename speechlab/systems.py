@@ -15,9 +15,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from speechlab import config as configs
-from speechlab import corpora, evaluation, models, runs, utterances, versions
+from speechlab import corpora, decoding, evaluation, models, provenance, runs, utterances, versions
 from speechlab.config import Experiment
 from speechlab.decoding import Decoded
 from speechlab.errors import InputError, did_you_mean
@@ -168,6 +169,29 @@ def resolve(name: str, language: str, uri: str | None = None) -> System:
             raise InputError(f"{e}\n{no_run}") from None
         raise
     return System(_plain(wanted), kind, str(found.path), found.sha256, language, f"{found.name}, {found.source}")
+
+
+def ready(name: str, language: str, device: str = "auto", precision: str = "") -> tuple[Any, dict[str, str]]:
+    """A model by its name, loaded, and how it is to be asked.
+
+    Args:
+        name: As for :func:`resolve`.
+        language: Of the speech.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: ``fp32``, ``bf16`` or ``fp16``; empty is bf16 where the device multiplies it itself, fp32 elsewhere.
+
+    Returns:
+        The model, ready to transcribe, and its ``device`` and ``precision``.
+
+    Raises:
+        InputError: as for :func:`resolve`, or if there is no such device.
+    """
+    import torch
+
+    system = resolve(name, language)
+    device = decoding.resolve_device(device, torch.cuda.is_available())
+    precision = precision or ("bf16" if device == "cuda" or provenance.bf16_native() else "fp32")
+    return system.load(None, device, ()), {"device": device, "precision": precision}
 
 
 def _run(name: str) -> runs.Run | None:

@@ -132,7 +132,7 @@ def _first(original: Run, again: Run) -> tuple[int | None, str, int, int]:
     for run, found in ((original, a), (again, b)):
         if not found["step"] or not found["checkpoint"]:
             raise InputError(f"Run {run.id} has nothing to compare.", got=run.state, expected="a run with steps and a checkpoint")
-    kept = [{link["step"]: link["digest"] for link in provenance.record(run)["weights"]["chain"]} for run in (original, again)]
+    kept = [provenance.digests(run.events()) for run in (original, again)]
     common = kept[0].keys() & kept[1].keys()  # one that was interrupted has more of them
     for step in sorted(a["step"].keys() | b["step"].keys()):
         if step not in a["step"] or step not in b["step"]:

@@ -87,6 +87,18 @@ def settle(page: Any) -> None:
     page.wait_for_timeout(6000)
 
 
+def on_a_telephone(path: Path) -> Iterator[Any]:
+    """A page from the disk at 390 pixels, light and dark: it runs nothing, asks for nothing and fits."""
+    with chromium() as browser:
+        for scheme in ("light", "dark"):
+            tab = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+            log = watch(tab)
+            tab.goto(path.as_uri())
+            assert not pwned(tab) and not log.external and not log.errors
+            assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+            yield tab
+
+
 def pwned(page: Any) -> bool:
     """Whether injected script ran."""
     return bool(page.evaluate("window.pwned !== undefined"))

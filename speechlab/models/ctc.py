@@ -275,7 +275,7 @@ def times(
             word, inside = word + (not inside), True
             places.append(word)
         own = timing.of_labels(logits_FV[:count], ids, places, vocabulary.blank, duration)
-        found.append(own if len(own) == len(text.split()) else timing.spread(text.split(), own))
+        found.append(timing.spread(text.split(), own))
     return found
 
 

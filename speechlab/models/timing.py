@@ -138,7 +138,7 @@ def _punctuation(piece: str) -> bool:
 
 
 def spread(words: Sequence[str], times: Times) -> Times:
-    """Times of words whose pieces are not known one by one: the stretch of the text, dealt out by length.
+    """Times of each word: as found, or where the pieces are not those of the words, the stretch of the text, dealt out by length.
 
     Args:
         words: Of the text.
@@ -146,6 +146,8 @@ def spread(words: Sequence[str], times: Times) -> Times:
     """
     if not words or not times:
         return []
+    if len(times) == len(words):
+        return list(times)
     begin, end = times[0][0], times[-1][1]
     edges = np.cumsum([0, *map(len, words)]) / sum(map(len, words)) * (end - begin) + begin
     return [(float(a), float(b)) for a, b in itertools.pairwise(edges)]

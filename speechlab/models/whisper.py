@@ -189,7 +189,7 @@ class Whisper(nn.Module):
             begins = timing.path(heard.scores(i, first + len(ids) + 1, frames)[first:])
             pieces = [self.tokenizer.decode([id]) for id in ids]
             own = timing.of_pieces(begins[:-1], begins[-1], pieces, FRAMES_PER_SECOND) if ids else []
-            found.append(own if len(own) == len(text.split()) else timing.spread(text.split(), own))
+            found.append(timing.spread(text.split(), own))
         return found
 
     @torch.inference_mode()
