@@ -22,7 +22,7 @@ from urllib.parse import quote, urlencode
 
 import panel as pn
 
-from speechlab import board, cases, cluster, contrast, detached, door, evaluation, likeness, playground, strata
+from speechlab import board, cases, cluster, contrast, detached, door, evaluation, likeness, playground, pulse, strata
 from speechlab.board import Board
 from speechlab.catalogue import Catalogue, Entry
 from speechlab.contrast import Contrast, Side
@@ -35,7 +35,6 @@ from speechlab.runs import Run
 from speechlab.shelf import Shelf, live
 
 KEPT = 2  # explorers, each some MB
-PERIOD = 500  # ms between looks at a run's state
 STOPPED = 130  # exit status of a driver that was asked to stop
 NAV_CSS = """
 nav { max-width: 1240px; margin: 0 auto; padding: .6rem 1rem 0; box-sizing: border-box; font: 15px/1.4 system-ui, sans-serif;
@@ -58,6 +57,7 @@ DEEDS = {  # what can be done about a run, and what is asked first
     "start": "Train it on this machine?",
 }
 TITLES = {"/": "Runs", "/run": "Run", "/errors": "Errors", "/compare": "Compare", "/playground": "Playground", "/system": "System"}
+KEEPS = ("/launch", "/playground")  # hold what no address says
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,9 @@ class App:
     # -- pages --------------------------------------------------------------------------------------
 
     def _runs(self, _: Mapping[str, str]) -> pn.viewable.Viewable:
-        return pn.panel(Shelf(self.catalogue))
+        shelf = Shelf(self.catalogue)
+        pn.state.location.sync(shelf, {"words": "filter"})  # which can be linked, and is there when the page comes back
+        return pn.panel(shelf)
 
     def _run(self, asked: Mapping[str, str]) -> pn.viewable.Viewable:
         if not asked.get("run"):
@@ -209,8 +211,9 @@ class _Page:
             shown = self._make(asked)
         except Exception as e:
             shown = _text(_problem(TITLES[self.address], e))
-        template = pn.Template(board.PAGE)
+        template = pn.Template(board.PAGE, location=True)
         template.add_variable("nav", nav_html(self.address))
+        template.add_variable("keeps", self.address in KEEPS)
         template.add_panel("board", shown)
         return template
 
@@ -239,25 +242,29 @@ class _RunPage:
         self._links.value = framed(Html("<p>{}</p>").format(Html(" · ").join(links)))
         self.layout = pn.Column(self._links, self._bar, self._board, sizing_mode="stretch_width")
         self.tick()
-        pn.state.add_periodic_callback(self.tick, period=PERIOD)
+        pulse.follow(self.tick, self._sign)
+
+    def _sign(self) -> tuple[str | None, bool, int | None]:
+        """What decides on what is said and can be done: the run's state, its stop file, its driver."""
+        state = next((e.state for e in self._catalogue.look() if e.id == self._run.id), None)
+        return state, self._run.stop_file.exists(), None if self._launched is None else self._launched.poll()
 
     def tick(self) -> None:
         """See where the run stands, and what can be done."""
-        entry = next((e for e in self._catalogue.look() if e.id == self._run.id), None)
-        if entry is None:
+        state, stopping, status = self._sign()
+        if state is None:
             gone = Html("<p><b>Run {} is gone:</b> its directory was deleted or moved.</p>").format(self._run.id)
             self._bar.visible = self._board.visible = False
             self._links.value = framed(Html('{}<p><a href="./">all runs</a></p>').format(gone))
             return
         # a run of another machine, whose lock is not seen, is not resumed here while its events come
-        deed = {"running": "stop", "new": "start", "finished": "", "broken": ""}.get(entry.state, "resume")
+        deed = {"running": "stop", "new": "start", "finished": "", "broken": ""}.get(state, "resume")
         if deed != self._deed:
             self._deed, self._waiting = deed, ""
             self._confirm(False)
-        if deed == "stop" and self._run.stop_file.exists():
+        if deed == "stop" and stopping:
             self._waiting = "It stops after the step at hand, with a checkpoint."
         elif self._launched is not None and deed in ("resume", "start"):
-            status = self._launched.poll()
             said = f"Its driver ended: {detached.said(self._run.path)[-500:]}"
             self._waiting = "Starting …" if status is None else "" if status in (0, STOPPED) else said
         if not self._asked:

@@ -1,8 +1,9 @@
 """The live board of a run: a layout of :mod:`speechlab.plots` over its events.
 
 The same object shows in a notebook cell, under ``panel serve`` and, as :meth:`Board.static`, in a
-report. Every display reads the run directory with a tail of its own, so training goes on in another
-process, the kernel stays free, and one board can be shown twice. Live text is held by StaticText
+report. Displays read the run directory, so training goes on in another process, the kernel stays free,
+and one board can be shown many times: its events are read once (:class:`speechlab.history.Feed`), and one
+table behind all curves of a display is what its updates go into. Live text is held by StaticText
 widgets: unlike panes of HTML or Markdown, their updates fetch nothing from the network in
 JupyterLab. Curves are streamed into, never redrawn, and kept under :data:`~speechlab.history.MOST_POINTS` points.
 
@@ -17,16 +18,16 @@ from typing import Any
 import holoviews as hv
 import pandas as pd
 import panel as pn
-from bokeh.models import ColumnDataSource, DataRange1d, Range1d
+from bokeh.models import ColumnDataSource, DataRange1d, GlyphRenderer, Range1d
 
-from speechlab import door, plots, text
+from speechlab import door, plots, pulse, text
 from speechlab.errors import InputError
-from speechlab.history import MOST_POINTS, SILENCE, History, number
+from speechlab.history import MOST_POINTS, SILENCE, Feed, number
 from speechlab.markup import CSS, Html, samples_html
 from speechlab.runs import Event, Run
 from speechlab.units import Seconds, clock
 
-PERIOD = 500  # ms between looks at the events
+TEMPLATES = Path(__file__).parent / "templates"
 
 BOARD_CSS = (
     CSS
@@ -62,10 +63,14 @@ PAGE = """
     :root { --design-background-text-color: #e4e7eb; --page: #14171b; }
     body { color: #e4e7eb; }
   }
+  .away { position: fixed; inset: auto 0 0; padding: .8rem 1rem; background: #1b1f24; color: #fff; font: 15px/1.4 system-ui, sans-serif; }
+  .away button { font: inherit; }
 </style>
 {% endblock %}
-{% block contents %}{{ nav }}<main>{{ embed(roots.board) }}</main>{% endblock %}
-"""
+{% block contents %}{{ nav }}<main>{{ embed(roots.board) }}{% if roots.location %}{{ embed(roots.location) }}{% endif %}</main>
+<script>{% if keeps %}document.body.dataset.keeps = 1;{% endif %}
+{% raw %}AWAY{% endraw %}</script>{% endblock %}
+""".replace("AWAY", (TEMPLATES / "away.js").read_text("utf-8"))
 
 
 class Board(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
@@ -101,12 +106,12 @@ class Board(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
 
 
 class _View:
-    """One display of a board: its tail, its figures, its texts."""
+    """One display of a board: its figures and texts, and how much of the feed they show."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._tail = run.tail()
-        self._history = History()
+        self._feed = Feed.of(run)
+        self._history, self._version = self._feed.history, 0
         try:
             self._normaliser = text.normaliser(run.config.evaluation.normaliser)
         except InputError:  # a config of another version: the board still shows the run
@@ -120,7 +125,7 @@ class _View:
             self._scored = True
         figures = [_figure(make(self._history.curves)) for make in plots.CURVES]
         wer = _figure(plots.word_error_rate(pd.DataFrame()))
-        self._sources = [source for figure in figures for source in figure.select({"type": ColumnDataSource})]
+        self._source = _shared(figures, self._history.curves)
         self._wer_sources = list(wer.select({"type": ColumnDataSource}))
         panes = [
             pn.pane.Bokeh(figure, sizing_mode="stretch_width", margin=0)
@@ -138,29 +143,33 @@ class _View:
         """Look for new events from now on, to the end or beyond it."""
         self._on = on
         if on or not self._history.ended:
-            self._callback = pn.state.add_periodic_callback(self.tick, period=PERIOD)
+            self._callback = pulse.follow(self.tick, self._sign)
+
+    def _sign(self) -> tuple[int, str, float]:
+        """What tells whether there is something to show: news, and where the run stands without any."""
+        return self._feed.look(), self._history.standing(self._run), self._history.quiet // 60
 
     def tick(self) -> None:
         """Read what is new and show it."""
-        events = self._tail.read()
-        if events:
-            self._draw(self._history.add(events))
+        seen, before = self._sign(), self._version
+        if seen[0] != before:
+            self._version = seen[0]
+            self._draw(self._feed.since(before))
             self._write()
         elif self._history.ended and self._callback is not None and not self._on:
             self._callback.stop()
             self._callback = None
-        seen = (self._history.standing(self._run), self._history.quiet // 60)
-        if events or seen != self._seen:
+        if seen != self._seen:
             self._seen = seen
-            self._header.value = self._head()
+            self._header.value = self._feed.once("head", seen, self._head)
 
     def _draw(self, rows: pd.DataFrame | None) -> None:
-        for source in self._sources:
-            columns = list(source.data)
-            if rows is None:
-                source.data = {c: self._history.curves[c].to_numpy() for c in columns}
-            elif len(rows):
-                source.stream({c: rows[c].to_numpy() for c in columns}, rollover=2 * MOST_POINTS)
+        columns = list(self._source.data)
+        if rows is None:
+            self._source.data = {c: self._history.curves[c].to_numpy() for c in columns}
+        elif len(rows):
+            # as lists, which go in one message; each array would be two of its own
+            self._source.stream({c: rows[c].tolist() for c in columns}, rollover=2 * MOST_POINTS)
 
     def _write(self) -> None:
         history = self._history
@@ -170,7 +179,7 @@ class _View:
             table = plots.in_percent(pd.DataFrame(history.validations))
             for source in self._wer_sources:
                 source.data = {c: table[c].to_numpy() for c in source.data}
-            self._samples.value = self._clips()
+            self._samples.value = self._feed.once("clips", latest and (latest.get("step"), latest.get("time")), self._clips)
         if history.log and history.log[-1] is not self._logged:
             self._logged = history.log[-1]
             self._log.value = str(_log_html(history.log))
@@ -236,6 +245,16 @@ def _figure(element: Any) -> Any:
     floor = {"start": 0} if figure.y_range.start == 0 else {}
     figure.y_range = DataRange1d(range_padding=0.08, **floor)
     return figure
+
+
+def _shared(figures: list[Any], table: pd.DataFrame) -> ColumnDataSource:
+    """One table behind all glyphs of the figures: an update is one message, not one for each glyph."""
+    renderers = [r for figure in figures for r in figure.select({"type": GlyphRenderer})]
+    columns = dict.fromkeys(c for r in renderers for c in r.data_source.data)
+    shared = ColumnDataSource({c: table[c].to_numpy() for c in columns})
+    for renderer in renderers:
+        renderer.data_source = shared
+    return shared
 
 
 def _sound(run: Run, name: Any) -> bytes | None:

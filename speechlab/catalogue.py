@@ -174,7 +174,7 @@ class _Watched:
     def look(self) -> Entry:
         marks = (_mark(self._path, "config.yaml"), _mark(self._path, "evaluations", "checkpoints"), _mark(self._path, "events.jsonl"),
                  _mark(self._path, "driver.lock"))  # fmt: skip
-        if marks == self._marks and not self._entry.live:  # a live one may have lost its driver
+        if marks == self._marks and (not self._entry.live or self._stands() == self._entry.state):  # a live one may have lost its driver
             return self._entry
         before = self._marks if self._marks and self._entry.state != "broken" else ((),) * len(marks)
         self._marks = marks
@@ -199,6 +199,13 @@ class _Watched:
             self._entry = replace(Entry(self._path.name, self._path, note=why), **self._told)
             self._forget()
         return self._entry
+
+    def _stands(self) -> str:
+        try:
+            run = Run(self._path)
+        except InputError:
+            return "broken"
+        return "running" if run.locked() else self._history.standing(run) if self._history else self._stood
 
     def _follow(self, before: Mark, now: Mark) -> None:
         """Take new events in; all of them where the file is another, or where what it held was let go."""

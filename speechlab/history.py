@@ -1,13 +1,18 @@
 """What a live view keeps of a run's events: tables in bounded memory, brought up to date as events come.
 
 Knows neither a widget nor a page: :mod:`speechlab.board` draws it. A resume takes back the steps it
-is about to repeat; values that are no numbers count as missing. Not covered: several runs at once.
+is about to repeat; values that are no numbers count as missing. However many look at a run in one
+process, its events are read and worked out once: they share a :class:`Feed`. Not covered: several runs at once.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from typing import Any
+from collections import deque
+from collections.abc import Callable
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import pandas as pd
 
@@ -16,6 +21,7 @@ from speechlab.runs import Event, Run
 from speechlab.units import Seconds
 
 MOST_POINTS = 2000  # points a curve holds
+BEHIND = 50  # news that a display may have missed before it draws all afresh
 SILENCE: Seconds = 120  # a run that says it goes on, has no driver here and was quiet for so long was interrupted
 STATES = {"failure": "failed", "stopped": "stopped", "end": "finished"}
 
@@ -130,6 +136,66 @@ class History:
             return float("nan")
         (t0, s0), (t1, s1) = self._times[0], self._times[-1]
         return max(steps - s1, 0) * (t1 - t0) / (s1 - s0)
+
+
+class Feed:
+    """A run's history as it grows, and what is new of it for each of those who look.
+
+    Args:
+        run: The run; :meth:`of` gives all who ask for one run the same feed.
+
+    Attributes:
+        history: Of all events read so far.
+        version: How many times something was new.
+    """
+
+    _shared: ClassVar[WeakValueDictionary[tuple[str, int], Feed]] = WeakValueDictionary()
+
+    def __init__(self, run: Run) -> None:
+        self.history, self.version = History(), 0
+        self._tail = run.tail()
+        self._news: deque[pd.DataFrame | None] = deque(maxlen=BEHIND)
+        self._said: dict[str, tuple[Any, str]] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, run: Run) -> Feed:
+        """The feed of a run that those who look at it now share; a directory that was made anew is another run."""
+        return cls._shared.setdefault((str(run.path.resolve()), run.path.stat().st_ino), cls(run))
+
+    def look(self) -> int:
+        """Read what has come.
+
+        Returns:
+            The version.
+        """
+        with self._lock:
+            if events := self._tail.read():
+                self._news.append(self.history.add(events))
+                self.version += 1
+            return self.version
+
+    def since(self, version: int) -> pd.DataFrame | None:
+        """The rows of the curves since a version, or None where they must be drawn afresh, as for version 0 and :meth:`History.add`."""
+        with self._lock:
+            missed = self.version - version
+            news = list(self._news)[-missed:] if missed else []
+            if not version or missed > len(news) or any(rows is None for rows in news):
+                return None
+            return pd.concat([self.history.curves.iloc[:0], *news], ignore_index=True)
+
+    def once(self, what: str, sign: Any, make: Callable[[], str]) -> str:
+        """A text that all who look show, made by the first of them.
+
+        Args:
+            what: Its name.
+            sign: What it follows from; another one has it made anew.
+            make: Makes it.
+        """
+        known = self._said.get(what)
+        if known is None or known[0] != sign:
+            known = self._said[what] = sign, make()
+        return known[1]
 
 
 def number(value: Any, default: float = float("nan")) -> float:

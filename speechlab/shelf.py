@@ -15,12 +15,12 @@ from urllib.parse import quote
 import panel as pn
 import param
 
+from speechlab import pulse
 from speechlab.board import BOARD_CSS
 from speechlab.catalogue import Catalogue, Entry, Points
 from speechlab.markup import Html, framed
 from speechlab.units import Seconds, clock
 
-PERIOD = 500  # ms between looks
 MOST = 60  # runs shown at a time
 WIDTH, HEIGHT = 120, 30  # of a small curve, in its own units
 
@@ -76,7 +76,7 @@ class Shelf(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
     def __panel__(self) -> pn.viewable.Viewable:
         view = _View(self)
         view.tick()
-        pn.state.add_periodic_callback(view.tick, period=PERIOD)
+        pulse.follow(view.tick, view.sign)
         return view.layout
 
 
@@ -98,13 +98,16 @@ class _View:
         self._list = pn.Column(sizing_mode="stretch_width", margin=0)
         self.layout = pn.Column(self._head, words, self._tray, self._list, self._foot, sizing_mode="stretch_width", name="shelf")
 
+    def sign(self) -> tuple[tuple[Entry, ...], str, float]:
+        """What tells whether there is something to write; texts say how many minutes ago something was."""
+        return tuple(self._shelf.catalogue.look()), self._shelf.words, time.time() // 60
+
     def tick(self) -> None:
         """Look at the runs and write what has changed."""
-        entries = self._shelf.catalogue.look()
-        seen = (entries, self._shelf.words, time.time() // 60)  # texts say how many minutes ago something was
+        seen = self.sign()
         if seen == self._seen:
             return
-        self._seen = seen
+        self._seen, entries = seen, seen[0]
         self._places = {e.id: self._places.get(e.id) or _Place(e.id, self._tell) for e in entries}
         found = [e for e in entries if e.holds(self._shelf.words)]
         shown = found[:MOST]

@@ -41,7 +41,7 @@ def test_a_board_shows_on_after_a_malformed_event(tmp_path, event):
 def test_static_board_holds_every_step_and_the_final_state(tmp_path):
     view = _View(make_run(tmp_path, steps=60))
     view.tick()
-    assert all(len(source.data["step"]) == 60 for source in view._sources)
+    assert len(view._source.data["step"]) == 60
     assert ">finished<" in view._header.value
     assert "60 / 60" in view._header.value
     assert "3.00 %" in view._header.value
@@ -56,7 +56,7 @@ def test_two_displays_of_one_board_both_see_every_event(tmp_path):
         run.append(step_event(step))
         for view in views:
             view.tick()
-    assert [len(v._sources[0].data["step"]) for v in views] == [9, 9]
+    assert [len(v._source.data["step"]) for v in views] == [9, 9]
 
 
 def test_the_callback_stops_when_all_is_read(tmp_path):
@@ -87,7 +87,7 @@ def test_a_long_run_opens_quickly(tmp_path):
     seconds = time.perf_counter() - began
     print(f"10,000 steps read and drawn in {seconds:.2f} s")
     assert seconds < 5
-    assert all(len(source.data["step"]) <= MOST_POINTS for source in view._sources)
+    assert len(view._source.data["step"]) <= MOST_POINTS
 
 
 def test_a_silent_run_without_a_driver_is_called_interrupted(tmp_path):

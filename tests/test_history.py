@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from browser import step_event, validation_event
+from browser import make_run, step_event, validation_event
 
-from speechlab.history import MOST_POINTS, History
+from speechlab.history import BEHIND, MOST_POINTS, Feed, History
+from speechlab.runs import Run
 
 
 def start(**values):
@@ -66,3 +67,43 @@ def test_history_takes_steps_back_when_only_the_workers_restarted():
     assert history.add([step_event(8, loss=7.0)]) is None
     assert list(history.curves.step) == [*range(1, 9)]
     assert history.curves.loss.iloc[-1] == 7
+
+
+def test_all_who_look_at_a_run_share_one_reading(tmp_path):
+    run = make_run(tmp_path, steps=20, epochs=1, end=False)
+    feed = Feed.of(run)
+    assert Feed.of(Run(run.path)) is feed
+    version = feed.look()
+    assert version == 1 and feed.since(0) is None, "who comes draws all"
+    assert len(feed.since(version)) == 0
+    for step in (21, 22):
+        run.append(step_event(step))
+        feed.look()
+    assert list(feed.since(version).step) == [21, 22]
+    assert list(feed.since(version + 1).step) == [22]
+    run.append(start(resumed_from=10))
+    feed.look()
+    assert feed.since(version + 1) is None, "steps were taken back"
+    for step in range(11, 11 + BEHIND + 1):
+        run.append(step_event(step))
+        feed.look()
+    assert feed.since(feed.version - BEHIND) is not None
+    assert feed.since(feed.version - BEHIND - 1) is None, "too far behind"
+
+
+def test_a_run_that_was_made_anew_has_a_feed_of_its_own(tmp_path):
+    run = make_run(tmp_path, steps=2, epochs=1)
+    feed = Feed.of(run)
+    run.path.rename(tmp_path / "away")
+    again = make_run(tmp_path, steps=3, epochs=1, name=run.id)
+    assert Feed.of(again) is not feed
+
+
+def test_a_text_that_all_show_is_made_once_until_its_sign_changes(tmp_path):
+    feed, made = Feed.of(make_run(tmp_path, steps=1, epochs=1)), []
+
+    def make():
+        made.append(1)
+        return str(len(made))
+
+    assert [feed.once("head", sign, make) for sign in (1, 1, 2, 2)] == ["1", "1", "2", "2"]

@@ -21,7 +21,21 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ONLY_IMPORTER = {
     "ray": {"cluster", "infer", "ingest", "tune"},  # one trains, one decodes, one prepares, one searches
     "mlflow": {"tracking", "versions"},  # one follows runs, one finds weights
-    "panel": {"app", "board", "contrast", "explorer", "listen", "machine", "mixer", "players", "playground", "review", "shelf", "trials"}
+    "panel": {
+        "app",
+        "board",
+        "contrast",
+        "explorer",
+        "listen",
+        "machine",
+        "mixer",
+        "players",
+        "playground",
+        "pulse",
+        "review",
+        "shelf",
+        "trials",
+    }
     | {"report", "style"},  # where its style sheets lie, and its script
     "holoviews": {"board", "explorer", "findings", "listen", "mixer", "trials"}  # the boards, and what lies in plots/
     | {"errors", "fusion", "measured", "pairs", "rates", "side", "sound", "style", "training"},

@@ -35,6 +35,7 @@ export function render({ model, el }) {
           const bytes = await new Blob(parts, { type: kind }).arrayBuffer();
           const heard = await new OfflineAudioContext(1, 1, model.rate).decodeAudioData(bytes);
           model.wav = await base64(wav(heard.getChannelData(0), model.rate));
+          el.dispatchEvent(new Event('input', { bubbles: true, composed: true }));  // something is entered that a reload would lose
           tell(heard.duration.toFixed(1) + ' s recorded');
         } catch (error) { tell('Nothing was recorded: ' + error.message); }
       };

@@ -1,0 +1,106 @@
+"""One clock for all pages of a process: it looks at what they show, and wakes only those for which something has changed.
+
+Notable: a page that has nothing new costs a comparison, where a periodic callback of its own would cost the server a lock and a turn of
+its loop each time; ten people who watch one run make the training wait no more than one does. In a notebook, where few displays are and
+their updates go through the kernel's own loop, a display has Panel's periodic callback.
+
+Not covered: waking by the file system's own notices, which network file systems do not give.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import panel as pn
+
+from speechlab.units import Seconds
+
+PERIOD: Seconds = 0.5  # between two looks
+
+
+def follow(tick: Callable[[], None], sign: Callable[[], Hashable]) -> Any:
+    """Call a display's tick whenever its sign has changed, as long as its page is open.
+
+    Args:
+        tick: Looks and writes, in the page's own turn.
+        sign: What tells whether there is something to write; cheap, and safe to be asked in another thread.
+
+    Returns:
+        What has a ``stop()``.
+    """
+    page = pn.state.curdoc
+    if page is None or page.session_context is None:
+        return pn.state.add_periodic_callback(tick, period=int(1000 * PERIOD))
+    display = _Display(page, tick, sign)
+    page.on_session_destroyed(lambda _: display.stop())
+    display.start()
+    return display
+
+
+class _Display:
+    """Something on a page."""
+
+    def __init__(self, page: Any, tick: Callable[[], None], sign: Callable[[], Hashable]) -> None:
+        self._page, self._tick, self._sign = page, tick, sign
+        self._seen: Hashable = None
+        self._called = False
+
+    def start(self) -> None:
+        _clock.add(self)
+
+    def stop(self) -> None:
+        """Look no more."""
+        _clock.remove(self)
+
+    def look(self) -> None:
+        """Call the display if something has changed; one call at a time waits for its turn."""
+        if self._called:
+            return
+        try:
+            seen = self._sign()
+        except Exception as e:  # the tick meets it too, where it is told to the page or logged
+            seen = f"{type(e).__name__}: {e}"
+        if seen != self._seen:
+            self._seen, self._called = seen, True
+            self._page.add_next_tick_callback(self._turn)
+
+    def _turn(self) -> None:
+        self._called = False
+        self._tick()
+
+
+class _Clock:
+    """A thread that lives while there is something to look at."""
+
+    def __init__(self) -> None:
+        self._displays: set[_Display] = set()
+        self._lock = threading.Lock()
+        self._runs = False
+
+    def add(self, display: _Display) -> None:
+        with self._lock:
+            self._displays.add(display)
+            if not self._runs:
+                self._runs = True
+                threading.Thread(target=self._run, daemon=True, name="pulse").start()
+
+    def remove(self, display: _Display) -> None:
+        with self._lock:
+            self._displays.discard(display)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(PERIOD)
+            with self._lock:
+                self._runs = bool(self._displays)
+                if not self._runs:
+                    return
+                displays = list(self._displays)
+            for display in displays:
+                display.look()
+
+
+_clock = _Clock()

@@ -1,0 +1,93 @@
+"""The clock of all pages: who has news is woken, nobody else, and who has left is not looked at."""
+
+from __future__ import annotations
+
+import time
+
+import panel as pn
+import pytest
+
+from speechlab import pulse
+
+
+class Page:
+    """What the clock needs of a Bokeh document."""
+
+    session_context = object()
+
+    def __init__(self):
+        self.turns, self.left = [], []
+
+    def add_next_tick_callback(self, call):
+        self.turns.append(call)
+
+    def on_session_destroyed(self, call):
+        self.left.append(call)
+
+
+def wait(until, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not until() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert until()
+
+
+@pytest.fixture
+def page(monkeypatch):
+    found = Page()
+    monkeypatch.setattr(pulse, "PERIOD", 0.02)
+    monkeypatch.setattr(type(pn.state), "curdoc", property(lambda _: found))
+    yield found
+    for left in found.left:
+        left(None)
+    wait(lambda: not pulse._clock._runs)
+
+
+def test_a_display_is_woken_by_news_only(page):
+    state, asked, ticks = {"sign": 1}, [], []
+
+    def sign():
+        asked.append(1)
+        return state["sign"]
+
+    pulse.follow(lambda: ticks.append(state["sign"]), sign)
+    wait(lambda: len(page.turns) == 1)
+    page.turns.pop()()
+    assert ticks == [1]
+    seen = len(asked)
+    wait(lambda: len(asked) > seen + 5)
+    assert not page.turns, "nothing is new"
+    state["sign"] = 2
+    wait(lambda: len(page.turns) == 1)
+    state["sign"] = 3
+    time.sleep(0.1)
+    assert len(page.turns) == 1, "one call waits for its turn, however long that takes"
+    page.turns.pop()()
+    assert ticks == [1, 3]
+
+
+def test_who_has_left_is_looked_at_no_more_and_the_clock_ends(page):
+    asked = []
+    pulse.follow(lambda: None, lambda: asked.append(1))
+    wait(lambda: asked)
+    page.left[0](None)
+    wait(lambda: not pulse._clock._runs)
+    seen = len(asked)
+    time.sleep(0.1)
+    assert len(asked) == seen
+    page.left.clear()
+
+
+def test_a_sign_that_cannot_be_had_wakes_once_and_holds_up_nobody(page):
+    def broken():
+        raise OSError("gone")
+
+    ticks = []
+    pulse.follow(lambda: ticks.append("broken"), broken)
+    pulse.follow(lambda: ticks.append("well"), lambda: 1)
+    wait(lambda: len(page.turns) == 2)
+    while page.turns:
+        page.turns.pop()()
+    assert sorted(ticks) == ["broken", "well"]
+    time.sleep(0.1)
+    assert not page.turns, "the same error is no news"

@@ -1,0 +1,97 @@
+"""The served app goes on: with many visitors at once, and after its server was killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from browser import chromium, free_port, make_run, step_event, watch
+from test_app import says, served  # noqa: F401 - a fixture
+from visitors import visit
+
+SESSIONS = 50
+
+
+@pytest.mark.slow
+def test_fifty_visitors_at_once_all_see_what_comes(served, tmp_path, caplog):  # noqa: F811
+    runs = [make_run(tmp_path, steps=200, name=f"run-{i}", end=i != 0) for i in range(5)]
+    url = served(tmp_path)
+    pages = [url, f"{url}run?run=run-0", f"{url}run?run=run-1", f"{url}system", f"{url}compare"]
+
+    def told(visitor, step):
+        return f"step {step} of" if visitor.url == url else f"{step} / "
+
+    async def together(visitors):
+        watching = [v for v in visitors if v.url in pages[:2]]
+        await asyncio.gather(*(v.sees(told(v, 200)) for v in watching))
+        assert not any(told(v, 201) in v.said for v in watching), "control"
+        runs[0].append(step_event(201, 300))
+        began = time.monotonic()
+        await asyncio.gather(*(v.sees(told(v, 201)) for v in watching))
+        return time.monotonic() - began, len(watching)
+
+    with ThreadPoolExecutor(1) as apart:  # Playwright's loop runs in this thread
+        seconds, watching = apart.submit(visit, [pages[i % len(pages)] for i in range(SESSIONS)], together).result()
+    print(f"{SESSIONS} visitors, {watching} of them saw an event {seconds:.2f} s after it was written")
+    assert [r.getMessage()[:300] for r in caplog.records if r.levelname in ("ERROR", "CRITICAL")] == []
+
+
+def start(root: Path, port: int) -> subprocess.Popen:
+    server = subprocess.Popen(
+        [sys.executable, "-m", "speechlab", "dashboard", str(root / "one"), "--port", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    return server
+
+
+@pytest.mark.slow
+def test_pages_come_back_after_their_server_was_killed_and_started_again(tmp_path):
+    make_run(tmp_path, steps=5, name="one")
+    port = free_port()
+    server = start(tmp_path, port)
+    try:
+        with chromium() as browser:
+            context = browser.new_context(viewport={"width": 1280, "height": 900})
+            runs, playground = context.new_page(), context.new_page()
+            log = watch(runs)
+            for _ in range(240):
+                try:
+                    runs.goto(f"http://127.0.0.1:{port}/")
+                    break
+                except Exception:  # not up yet
+                    time.sleep(0.25)
+            says(runs, "1 run:")
+            log.errors.clear()
+            words = runs.get_by_label("Filter by name")
+            words.fill("nothing")
+            says(runs, "No run holds")
+            words.fill("finished")
+            words.press("Tab")
+            runs.wait_for_url("**/?filter=finished")
+            playground.goto(f"http://127.0.0.1:{port}/playground")
+            said = playground.get_by_label("What was said")
+            said.fill("what nobody wants to type twice")
+            server.kill()
+            server.wait()
+            for page in (runs, playground):
+                says(page, "has not answered since")
+            assert runs.get_by_text("1 run:").count() == 1, "what was shown stays"
+            make_run(tmp_path, steps=7, name="two")
+            server = start(tmp_path, port)
+            says(runs, "2 runs:", timeout=120_000)
+            assert not runs.get_by_text("has not answered since").count()
+            assert runs.get_by_label("Filter by name").input_value() == "finished"
+            anew = playground.get_by_role("button", name="Load the page anew")
+            anew.wait_for(timeout=120_000)
+            assert said.input_value() == "what nobody wants to type twice", "nothing that was entered goes unasked"
+            anew.click()
+            says(playground, "Choose a file or record something.")
+            assert not said.input_value() and not anew.count()
+    finally:
+        server.kill()
+        server.wait()
