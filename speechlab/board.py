@@ -101,7 +101,9 @@ class Board(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
     def static(self) -> pn.Column:
         """The board from all events so far, without updates: what a headless notebook ends with."""
         view = _View(self.run)
-        view.tick()
+        before = -1
+        while (now := view.tick()) != before:
+            before = now
         return view.layout
 
 
@@ -149,8 +151,12 @@ class _View:
         """What tells whether there is something to show: news, and where the run stands without any."""
         return self._feed.look(), self._history.standing(self._run), self._history.quiet // 60
 
-    def tick(self) -> None:
-        """Read what is new and show it."""
+    def tick(self) -> int:
+        """Read what is new, not too much of it at once, and show it.
+
+        Returns:
+            How often there was something new.
+        """
         seen, before = self._sign(), self._version
         if seen[0] != before:
             self._version = seen[0]
@@ -162,6 +168,7 @@ class _View:
         if seen != self._seen:
             self._seen = seen
             self._header.value = self._feed.once("head", seen, self._head)
+        return self._version
 
     def _draw(self, rows: pd.DataFrame | None) -> None:
         columns = list(self._source.data)

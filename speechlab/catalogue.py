@@ -22,7 +22,7 @@ import pandas as pd
 from speechlab import config as configs
 from speechlab import experiments, plots
 from speechlab.errors import InputError
-from speechlab.history import History, number
+from speechlab.history import AT_ONCE, History, number
 from speechlab.runs import Run, Tail
 from speechlab.units import Seconds
 
@@ -174,7 +174,7 @@ class _Watched:
     def look(self) -> Entry:
         marks = (_mark(self._path, "config.yaml"), _mark(self._path, "evaluations", "checkpoints"), _mark(self._path, "events.jsonl"),
                  _mark(self._path, "driver.lock"))  # fmt: skip
-        if marks == self._marks and (not self._entry.live or self._stands() == self._entry.state):  # a live one may have lost its driver
+        if marks == self._marks and not self._tail.more and self._stands() == self._entry.state:
             return self._entry
         before = self._marks if self._marks and self._entry.state != "broken" else ((),) * len(marks)
         self._marks = marks
@@ -188,7 +188,7 @@ class _Watched:
                 model = ", ".join((config.model.family, config.model.weights or "from scratch"))
                 where = {"tracker": config.tracking.uri or "", "head": config.cluster.address or ""}
                 self._told = {"model": model, "question": config.question, **where}
-            if marks[2] != before[2]:
+            if marks[2] != before[2] or self._tail.more:
                 self._follow(before[2], marks[2])
             if marks[:2] != before[:2]:
                 self.reads += 1
@@ -201,6 +201,9 @@ class _Watched:
         return self._entry
 
     def _stands(self) -> str:
+        """Where it stands as its files are: a live one may have lost its driver."""
+        if not self._entry.live:
+            return self._entry.state
         try:
             run = Run(self._path)
         except InputError:
@@ -213,7 +216,7 @@ class _Watched:
         if self._history is None or (old and new and (old[0] != new[0] or old[1] > new[1])):
             self._forget()
         self.reads += 1
-        events = self._tail.read()
+        events = self._tail.read(AT_ONCE)
         assert self._history is not None
         self._history.add(events)
         for event in events:
@@ -253,7 +256,7 @@ class _Watched:
             wers=wers[-POINTS:],
             **tested,
         )
-        if not entry.live and self._stood != "new":
+        if not entry.live and self._stood != "new" and not self._tail.more:
             self._history = None
         return entry
 

@@ -21,6 +21,7 @@ from speechlab.runs import Event, Run
 from speechlab.units import Seconds
 
 MOST_POINTS = 2000  # points a curve holds
+AT_ONCE = 8_000_000  # bytes of events read at a look, half a second's work; a display of a long run fills as they come
 BEHIND = 50  # news that a display may have missed before it draws all afresh
 SILENCE: Seconds = 120  # a run that says it goes on, has no driver here and was quiet for so long was interrupted
 STATES = {"failure": "failed", "stopped": "stopped", "end": "finished"}
@@ -170,7 +171,7 @@ class Feed:
             The version.
         """
         with self._lock:
-            if events := self._tail.read():
+            if events := self._tail.read(AT_ONCE):
                 self._news.append(self.history.add(events))
                 self.version += 1
             return self.version

@@ -262,30 +262,31 @@ class Run:
 
 
 class Tail:
-    """Incremental reader of a JSONL file that another process appends to."""
+    """Incremental reader of a JSONL file that another process appends to; ``more`` says that there was more than it was to read."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
-        self._path, self._offset, self._rest = path, offset, b""
+        self._path, self._offset, self._rest, self.more = path, offset, b"", False
 
     @property
     def offset(self) -> int:
         """Bytes of the file that were returned as events."""
         return self._offset - len(self._rest)
 
-    def read(self) -> list[Event]:
+    def read(self, most: int = -1) -> list[Event]:
         """The events since the last read; starts over if the file was replaced by a shorter one.
 
-        A line that is not a JSON object with a kind is skipped as a message event that says so.
+        A line that is not a JSON object with a kind is skipped as a message event that says so. Of more than ``most`` bytes, if
+        that is not -1, the rest is for the next time.
         """
         try:
             if self._path.stat().st_size < self._offset:
                 self._offset, self._rest = 0, b""
             with open(self._path, "rb") as f:
                 f.seek(self._offset)
-                data = f.read()
+                data = f.read(most)
         except FileNotFoundError:
             return []
-        self._offset += len(data)
+        self._offset, self.more = self._offset + len(data), len(data) == most
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [_parse(line) for line in lines if line.strip()]
 

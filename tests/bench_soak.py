@@ -57,7 +57,7 @@ def cycles(url: str, pid: int, count: int) -> None:
 
     async def seen(visitors: list) -> None:
         for visitor in visitors:
-            await visitor.sees("2000 of 2000" if visitor.url == url else "2000 / 2000", 120)
+            await visitor.sees("2,000 of 2,000" if visitor.url == url else "2000 / 2000", 120)
 
     print("cycles  resident MB")
     for done in range(0, count + 1, max(count // 5, TOGETHER)):

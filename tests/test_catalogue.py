@@ -206,3 +206,14 @@ def test_words_filter_by_all_that_is_told(tmp_path):
     (entry,) = Catalogue(tmp_path).look()
     assert all(entry.holds(words) for words in ("", "QUICK", "tiny draw", "finished", "whisper"))
     assert not entry.holds("quick slow")
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_a_long_run_is_read_piece_by_piece_also_when_it_has_ended(tmp_path, monkeypatch, end):
+    make_run(tmp_path, steps=300, epochs=3, name="long", end=end)
+    (whole,) = Catalogue(tmp_path).look()
+    monkeypatch.setattr(module, "AT_ONCE", 20_000)
+    catalogue = Catalogue(tmp_path)
+    steps = [catalogue.look(fresh=True)[0].step for _ in range(12)]
+    assert steps[0] < 100 < steps[2] < steps[-1] == 300
+    assert catalogue.look(fresh=True)[0] == whole

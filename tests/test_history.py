@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from browser import make_run, step_event, validation_event
 
+from speechlab import history as module
 from speechlab.history import BEHIND, MOST_POINTS, Feed, History
 from speechlab.runs import Run
 
@@ -107,3 +108,17 @@ def test_a_text_that_all_show_is_made_once_until_its_sign_changes(tmp_path):
         return str(len(made))
 
     assert [feed.once("head", sign, make) for sign in (1, 1, 2, 2)] == ["1", "1", "2", "2"]
+
+
+def test_a_long_run_is_read_piece_by_piece_and_comes_to_the_same(tmp_path, monkeypatch):
+    run = make_run(tmp_path, steps=300, epochs=3)
+    whole = Feed(run)
+    whole.look()
+    monkeypatch.setattr(module, "AT_ONCE", 2000)
+    pieces, seen = Feed(run), []
+    while not seen or seen[-1] != pieces.version:
+        seen.append(pieces.version)
+        pieces.look()
+    assert len(seen) > 20
+    pd.testing.assert_frame_equal(pieces.history.curves, whole.history.curves)
+    assert pieces.history.validations == whole.history.validations
