@@ -21,7 +21,7 @@ from speechlab.units import Seconds
 PERIOD: Seconds = 0.5  # between two looks
 
 
-def follow(tick: Callable[[], None], sign: Callable[[], Hashable]) -> Any:
+def follow(tick: Callable[[], object], sign: Callable[[], Hashable]) -> Any:
     """Call a display's tick whenever its sign has changed, as long as its page is open.
 
     Args:
@@ -43,7 +43,7 @@ def follow(tick: Callable[[], None], sign: Callable[[], Hashable]) -> Any:
 class _Display:
     """Something on a page."""
 
-    def __init__(self, page: Any, tick: Callable[[], None], sign: Callable[[], Hashable]) -> None:
+    def __init__(self, page: Any, tick: Callable[[], object], sign: Callable[[], Hashable]) -> None:
         self._page, self._tick, self._sign = page, tick, sign
         self._seen: Hashable = None
         self._called = False
