@@ -19,9 +19,24 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # the one module that may know each of these
 ONLY_IMPORTER = {
-    "ray": {"cluster", "infer", "ingest", "tune"},  # one trains, one decodes, one prepares, one searches
+    "ray": {"cluster", "infer", "ingest", "rayjobs", "tune"},  # one trains, one decodes, one prepares, one sends, one searches
     "mlflow": {"tracking", "versions"},  # one follows runs, one finds weights
-    "panel": {"app", "board", "contrast", "explorer", "listen", "machine", "mixer", "players", "playground", "review", "shelf", "trials"}
+    "panel": {
+        "app",
+        "board",
+        "contrast",
+        "explorer",
+        "form",
+        "launch",
+        "listen",
+        "machine",
+        "mixer",
+        "players",
+        "playground",
+        "review",
+        "shelf",
+        "trials",
+    }
     | {"report", "style"},  # where its style sheets lie, and its script
     "holoviews": {"board", "explorer", "findings", "listen", "mixer", "trials"}  # the boards, and what lies in plots/
     | {"errors", "fusion", "measured", "pairs", "rates", "side", "sound", "style", "training"},
