@@ -179,14 +179,21 @@ def dashboard(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5006,
     address: Annotated[str, typer.Option(help="a loopback address: there is no login")] = "127.0.0.1",
     show: Annotated[bool, typer.Option(help="open a browser")] = False,
+    cpus: Annotated[int | None, typer.Option(help="that the queue of trainings hands out; none is all of this machine's")] = None,
+    gpus: Annotated[int | None, typer.Option(help="likewise, the first so many")] = None,
+    ray: Annotated[list[str] | None, typer.Option(help="dashboard of a Ray cluster that runs can be sent to; repeatable")] = None,
 ) -> None:
-    """Serve all runs on a page, live: each run's board, its errors, two runs compared, the machine."""
+    """Serve all runs on a page, live: each run's board, its errors, two runs compared, the machine; and launch more."""
     found = runs.find(run) if run is not None else None
     from speechlab import app as served
+    from speechlab import jobs
+
+    folder = found.path.parent if found else configs.reports()
+    queue = jobs.Queue(folder, None if cpus is None and gpus is None else jobs.room(cpus, gpus), ray or ())
 
     url = served.address_of(found, address, port)
     out.print(f"{found.id if found else 'runs'} on {url} (Ctrl-C ends it)", markup=False)
-    served.serve(found.path.parent if found else None, port=port, address=address, show=url if show else "")
+    served.serve(folder, port=port, address=address, show=url if show else "", queue=queue)
 
 
 @app.command()

@@ -95,12 +95,15 @@ class Apart:
     Args:
         path: Of the config.
         overrides: As for :func:`speechlab.config.load`.
+
+    Attributes:
+        ended: Whether it was told to end before it was done.
     """
 
     def __init__(self, path: Path, overrides: Sequence[str]) -> None:
         self._words = [str(path), *overrides]
         self._process: asyncio.subprocess.Process | None = None
-        self._ended = False
+        self.ended = False
 
     async def lines(self) -> AsyncIterator[Line]:
         """As :func:`lines`, with what is being done as lines named :data:`DOING`.
@@ -112,8 +115,8 @@ class Apart:
             sys.executable, "-m", "speechlab.forecast", *self._words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL, start_new_session=True, limit=AHEAD,
         )  # fmt: skip
-        if self._ended:  # while it was being started
-            self.end()
+        if self.ended:  # while it was being started
+            self._kill()
         assert process.stdout is not None
         try:
             async for text in process.stdout:
@@ -126,16 +129,19 @@ class Apart:
                 yield name, told
             status = await process.wait()
         finally:
-            self.end()
+            self._kill()
             await process.wait()
-        if status and not self._ended:
+        if status and not self.ended:
             raise InputError(
                 "The dry run's process ended.", got=f"exit status {status}", do="speechlab train --dry-run in a shell says why"
             )
 
     def end(self) -> None:
         """End its process, and those that it has started."""
-        self._ended = self._ended or self._process is None or self._process.returncode is None
+        self.ended = True
+        self._kill()
+
+    def _kill(self) -> None:
         if self._process is not None and self._process.returncode is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -19,15 +19,16 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from speechlab import cluster, pool
+from speechlab import cluster, detached, pool
 from speechlab.errors import InputError
 from speechlab.runs import Run, write_atomic
 from speechlab.scheduling import Job, Room, State, choose, wish
@@ -62,14 +63,20 @@ class Queue:
 
     Args:
         root: The folder.
-        room: What this machine hands out.
+        given: What this machine hands out; None is all it has.
+        clusters: Dashboards of Ray clusters that runs can be sent to instead: see :mod:`speechlab.rayjobs`.
     """
 
-    def __init__(self, root: str | Path, room: Room) -> None:
-        self.root, self.room = Path(root), room
+    def __init__(self, root: str | Path, given: Room | None = None, clusters: Sequence[str] = ()) -> None:
+        self.root, self._given, self.clusters = Path(root), given, tuple(clusters)
         self._read: dict[str, tuple[tuple[int, int], Job | None]] = {}  # by mark of the file
         self._over: dict[str, tuple[int, int]] = {}  # ended, and seen to be so
         self._guard = threading.Lock()
+
+    @cached_property
+    def room(self) -> Room:
+        """What this machine hands out, found out when it is first asked for."""
+        return self._given or room()
 
     def jobs(self) -> list[Job]:
         """All jobs, in the order they were submitted; those of other machines are ``elsewhere``, as are those of Ray clusters."""
@@ -89,16 +96,27 @@ class Queue:
             InputError: if it fits never, goes on already, or is in the queue.
         """
         asked = asked or wish(run.config.cluster, self.room)
-        if asked.cpus < 1 or asked.gpus < 0 or not self.room.holds(asked):
-            raise InputError(
-                "The job would wait for ever.", got=str(asked), expected=f"1 CPU or more, at most {self.room}",
-                do="ask for less, or serve the queue with more: speechlab dashboard --cpus N --gpus N",
-            )  # fmt: skip
+        self.need_room(asked)
         with self._locked():
             self._need_idle(run)
             self._add(run, by, asked)
         self.advance()
         return next(job for job in self.jobs() if job.id == run.id)
+
+    def need_room(self, asked: Room) -> None:
+        """Refuse what fits never.
+
+        Args:
+            asked: What a job takes.
+
+        Raises:
+            InputError: if there is less, or nothing is asked for.
+        """
+        if asked.cpus < 1 or asked.gpus < 0 or not self.room.holds(asked):
+            raise InputError(
+                "The job would wait for ever.", got=str(asked), expected=f"1 CPU or more, at most {self.room}",
+                do="ask for less, or serve the queue with more: speechlab dashboard --cpus N --gpus N",
+            )  # fmt: skip
 
     def note(self, run: Run, by: str, address: str, submission: str) -> Job:
         """Write down a run that was sent to a Ray cluster instead, so that it is listed with the others.
@@ -147,25 +165,25 @@ class Queue:
                         self._write(replace(job, cancelled=True))
         return started
 
-    @contextmanager
-    def kept(self, period: Seconds = PERIOD) -> Iterator[None]:
-        """Advance again and again, from a thread, as long as the context lasts."""
-        over = threading.Event()
+    def keep(self, alive: Callable[[], bool] = lambda: True, period: Seconds = PERIOD) -> threading.Thread:
+        """Advance again and again, from a thread that ends with the process, or earlier.
 
-        def keep() -> None:
-            while not over.wait(period):
+        Args:
+            alive: Asked before each look, whether to go on.
+            period: Between two looks.
+        """
+
+        def look() -> None:
+            while alive():
                 try:
                     self.advance()
                 except Exception:  # such as a full disk: the next look may find it mended
                     log.exception("the queue could not go on")
+                time.sleep(period)
 
-        thread = threading.Thread(target=keep, daemon=True, name="queue")
+        thread = threading.Thread(target=look, daemon=True, name="queue")
         thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        return thread
 
     # -- under the lock -------------------------------------------------------------------------------
 
@@ -246,6 +264,11 @@ class Queue:
         if state in ("ended", "cancelled"):
             self._over[name] = mark
         return replace(job, state=state)
+
+
+def last_words(folder: Path) -> str:
+    """What a run's driver said last."""
+    return detached.said(folder)[-400:].strip()
 
 
 def _parsed(folder: Path) -> Job | None:

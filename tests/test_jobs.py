@@ -256,12 +256,16 @@ def test_jobs_of_another_machine_are_its_own(tmp_path, driven):
 def test_a_server_keeps_the_queue_going_from_a_thread(tmp_path, driven):
     queue = Queue(tmp_path, Room(1))
     a, b = made(tmp_path, "a"), made(tmp_path, "b")
-    with queue.kept(0.05):
-        queue.submit(a, "ann")
-        queue.submit(b, "ann")
-        finish(a)
-        ready(b)
-    finish(b)
+    alive = [True]
+    thread = queue.keep(lambda: alive[0], 0.05)
+    queue.submit(a, "ann")
+    queue.submit(b, "ann")
+    finish(a)
+    ready(b)
+    alive.clear()
+    alive.append(False)
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_many_at_once_start_nothing_twice_and_nothing_over_what_there_is(tmp_path, driven):
