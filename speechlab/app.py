@@ -4,7 +4,7 @@ Notable: what a page shows is said by its address alone (``/run?run=ID``), so ev
 are plain forms. Names of runs come from addresses and are looked up in the folder of runs, never joined to a path. Who comes in is
 :mod:`speechlab.door`'s.
 
-Not covered: a login, so it is served on loopback only; launching and playing (other pages can be added to :meth:`App.pages`).
+Not covered: a login, so it is served on loopback only.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from speechlab.catalogue import Catalogue, Entry
 from speechlab.contrast import Contrast, Side
 from speechlab.errors import InputError
 from speechlab.explorer import Explorer
+from speechlab.jobs import Queue
+from speechlab.launch import Launch
 from speechlab.machine import Machine
 from speechlab.markup import Html, framed
 from speechlab.playground import Playground
@@ -56,8 +58,8 @@ DEEDS = {  # what can be done about a run, and what is asked first
     "resume": "Go on from the last checkpoint, on this machine?",
     "start": "Train it on this machine?",
 }
-TITLES = {"/": "Runs", "/run": "Run", "/errors": "Errors", "/compare": "Compare", "/playground": "Playground", "/system": "System"}
 KEEPS = ("/launch", "/playground")  # hold what no address says
+TITLES = {"/": "Runs", **{f"/{t.lower()}": t for t in ("Run", "Launch", "Errors", "Compare", "Playground", "System")}}
 
 log = logging.getLogger(__name__)
 
@@ -67,27 +69,23 @@ class App:
 
     Args:
         root: The folder; none is ``reports``.
+        queue: Of the same folder; none is all of this machine.
 
     Attributes:
         catalogue: Of the folder, which all pages share.
+        queue: Likewise.
     """
 
-    def __init__(self, root: str | Path | None = None) -> None:
+    def __init__(self, root: str | Path | None = None, queue: Queue | None = None) -> None:
         self.catalogue = Catalogue(root)
+        self.queue = queue or Queue(self.catalogue.root)
         self._explorers: OrderedDict[tuple[Any, ...], Explorer] = OrderedDict()
         self._opening = threading.Lock()
 
     def pages(self) -> dict[str, Callable[[], pn.Template]]:
         """Address to what makes the page, anew for every visitor."""
-        made = {
-            "/": self._runs,
-            "/run": self._run,
-            "/errors": self._errors,
-            "/compare": self._compare,
-            "/playground": self._playground,
-            "/system": self._system,
-        }
-        return {address: _Page(address, make).show for address, make in made.items()}  # Panel calls functions and methods alone
+        # Panel calls functions and methods alone
+        return {address: _Page(address, getattr(self, f"_{title.lower()}")).show for address, title in TITLES.items()}
 
     # -- pages --------------------------------------------------------------------------------------
 
@@ -100,6 +98,10 @@ class App:
         if not asked.get("run"):
             return self._choose("run", "Which run?", lambda _: True)
         return _RunPage(self.catalogue, self.catalogue.run(asked["run"])).layout
+
+    def _launch(self, asked: Mapping[str, str]) -> pn.viewable.Viewable:
+        run = self.catalogue.run(asked["run"]) if asked.get("run") else None
+        return pn.panel(Launch(self.catalogue, self.queue, run, asked.get("config", "")))
 
     def _errors(self, asked: Mapping[str, str]) -> pn.viewable.Viewable:
         if not asked.get("run"):
@@ -378,6 +380,7 @@ def serve(
     address: str = "127.0.0.1",
     show: str = "",
     threaded: bool = False,
+    queue: Queue | None = None,
 ) -> Any:
     """Serve the app on this machine.
 
@@ -387,6 +390,7 @@ def serve(
         address: A loopback address; the app has no login.
         show: Of a page that a browser opens with; none opens nothing.
         threaded: Return at once and serve from a thread, whose ``stop()`` ends it; else block.
+        queue: As for :class:`App`.
 
     Raises:
         InputError: if the port is taken or the address is not this machine's own.
@@ -395,4 +399,8 @@ def serve(
     if show:
         threading.Timer(1.0, webbrowser.open, [show]).start()
     titles = {page: f"{title} · SpeechLab" for page, title in TITLES.items()}
-    return pn.serve(App(root).pages(), show=False, threaded=threaded, verbose=False, title=titles, **guarded)
+    app, up = App(root, queue), threading.Event()
+    app.queue.keep(lambda: not up.is_set() or server.is_alive())
+    server = pn.serve(app.pages(), show=False, threaded=threaded, verbose=False, title=titles, **guarded)
+    up.set()
+    return server

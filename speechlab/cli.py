@@ -69,12 +69,14 @@ def train(
 
     A run that goes on keeps its config; with --set, where it runs (cluster.*, tracking.*) can change.
     """
-    from speechlab import cluster, tracking
+    from speechlab import cluster, forecast, tracking
 
     resumed = _found(resume) if resume is not None else None
     experiment = resumed.changed(set_ or []) if resumed else configs.load(config, set_ or [])
     if dry_run:
-        _dry_run(experiment)
+        with out.status("") as status:
+            for name, text in forecast.lines(experiment, status.update):
+                out.print(f"{name:<15} {text}", markup=False)
         return
     run = resumed or runs.Run.create(experiment)
     if resumed and set_:
@@ -162,7 +164,9 @@ def _plain(text: str) -> object:
 @app.command()
 def fetch(config: ConfigOption = QUICKSTART, set_: SetOption = None) -> None:
     """Fetch an experiment's corpus and weights into the cache; nothing is fetched twice."""
-    corpus, start = _inputs(configs.load(config, set_ or []))
+    from speechlab import forecast
+
+    corpus, start = forecast.inputs(configs.load(config, set_ or []))
     clips = ", ".join(f"{split} {len(cuts)}" for split, cuts in corpus.cuts.items())
     out.print(f"corpus  {corpus.name} ({corpus.language}): {clips} clips; {len(corpus.set_aside)} set aside", markup=False)
     out.print(f"        {corpus.licence}; {corpus.attribution}", markup=False)
@@ -175,14 +179,21 @@ def dashboard(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5006,
     address: Annotated[str, typer.Option(help="a loopback address: there is no login")] = "127.0.0.1",
     show: Annotated[bool, typer.Option(help="open a browser")] = False,
+    cpus: Annotated[int | None, typer.Option(help="that the queue of trainings hands out; none is all of this machine's")] = None,
+    gpus: Annotated[int | None, typer.Option(help="likewise, the first so many")] = None,
+    ray: Annotated[list[str] | None, typer.Option(help="dashboard of a Ray cluster that runs can be sent to; repeatable")] = None,
 ) -> None:
-    """Serve all runs on a page, live: each run's board, its errors, two runs compared, the machine."""
+    """Serve all runs on a page, live: each run's board, its errors, two runs compared, the machine; and launch more."""
     found = runs.find(run) if run is not None else None
     from speechlab import app as served
+    from speechlab import jobs
+
+    folder = found.path.parent if found else configs.reports()
+    queue = jobs.Queue(folder, None if cpus is None and gpus is None else jobs.room(cpus, gpus), ray or ())
 
     url = served.address_of(found, address, port)
     out.print(f"{found.id if found else 'runs'} on {url} (Ctrl-C ends it)", markup=False)
-    served.serve(found.path.parent if found else None, port=port, address=address, show=url if show else "")
+    served.serve(folder, port=port, address=address, show=url if show else "", queue=queue)
 
 
 @app.command()
@@ -231,49 +242,6 @@ def _found(name: str) -> runs.Run:
     from speechlab import storage
 
     return storage.pull(name, configs.reports()) if runs.is_uri(name) else runs.find(name)
-
-
-def _inputs(experiment: configs.Experiment) -> tuple[Any, Any]:
-    from speechlab import corpora, models, training
-    from speechlab.batches import Clips
-
-    models.check_family(experiment.model.family)
-    corpus = corpora.configured(experiment.corpus)
-    return corpus, training.begin(experiment, Clips.of(corpus))
-
-
-def _dry_run(experiment: configs.Experiment) -> None:
-    from speechlab import budget, cluster, models, share, training
-    from speechlab.batches import Clips
-
-    corpus, start = _inputs(experiment)
-    clips = Clips.of(corpus, experiment)
-    plan = training.plan_for(experiment, clips)
-    summary = plan.summary()
-    epochs = experiment.training.epochs
-    with out.status("probing the memory and timing three steps of the plan"):
-        model = models.load(experiment.model.family, start.path, experiment.corpus.language, experiment.model).train()
-        room = budget.find(experiment, model, clips, plan, "cpu", max(1, experiment.cluster.workers))
-        limit = experiment.cluster.device_seconds or room.seconds
-        estimate = budget.seconds_of_steps(experiment, clips, plan, model, limit)
-    weights, learning = models.parameters(model)
-    lines = {
-        "config": f"{experiment.name}, signature {experiment.signature}",
-        "corpus": f"{corpus.name} ({corpus.language}), manifest {corpus.manifest_sha256[:12]}, "
-        + ", ".join(f"{k} {len(v)}" for k, v in corpus.cuts.items())
-        + " clips",
-        "weights": f"{start.name} from {start.source}, sha256 {start.sha256[:12]}",
-        "steps": f"{plan.steps(epochs)} in {epochs} epochs, {experiment.training.micro_batches} micro-batches each; "
-        f"{summary.full_steps} an epoch are heard at 30 s",
-        "audio": f"{clock(summary.audio)} an epoch",
-        "padding": f"{100 * summary.padding:.1f} % of the batches; "
-        f"with margins and 30 s steps the encoder hears {clock(summary.heard)} an epoch",
-        "parameters": f"{weights:,}, of which {learning:,} learn",
-        **share.explain(experiment, cluster.machines(experiment.cluster), room),
-        "estimated time": f"{clock(estimate)} of steps on this machine in one process, validation and start-up not included",
-    }
-    for name, text in lines.items():
-        out.print(f"{name:<15} {text}", markup=False)
 
 
 class _Progress:

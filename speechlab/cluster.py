@@ -23,7 +23,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -91,15 +91,19 @@ def drive(run: Run, *, quiet: bool = True, heard: Callable[[Event], None] | None
     return run.state
 
 
-def launch(run: Run) -> subprocess.Popen[bytes] | None:
+def launch(run: Run, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes] | None:
     """Drive a run in a process and session of its own, which outlives this one; output in driver.log.
+
+    Args:
+        run: The run.
+        environment: Variables of the process that differ from this one's.
 
     Returns:
         The process, or None where nothing is to be done: the run has finished, or is being driven already.
     """
     if run.state in ("finished", "running"):
         return None
-    return detached.start(run.path, "train", "--resume", str(run.path), "--no-progress")
+    return detached.start(run.path, "train", "--resume", str(run.path), "--no-progress", environment=environment)
 
 
 async def finished(run: Run, process: subprocess.Popen[bytes] | None = None, poll: Seconds = 0.2) -> str:
@@ -289,7 +293,7 @@ def start_ray(address: str | None, *, cores: int, quiet: bool = True) -> None:
     Raises:
         InputError: if it cannot be reached or started.
     """
-    _set_environment()
+    set_environment()
     import ray
 
     if address is not None:
@@ -321,7 +325,7 @@ def start_ray(address: str | None, *, cores: int, quiet: bool = True) -> None:
         (Path.home() / ".ray" / "auth_token").chmod(0o600)  # Ray writes it readable to all
 
 
-def _set_environment() -> None:
+def set_environment() -> None:
     """What Ray reads when it is imported, and hands on to its controller and workers."""
     for name, value in (RAY | detached.MALLOC).items():
         os.environ.setdefault(name, value)

@@ -25,6 +25,7 @@ from speechlab.units import Decibels, Hertz, Seconds
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 # a password after the user, wherever SQLAlchemy would read one; a user before a web server, where it may be a token; one in the query
 PASSWORD = re.compile(r"^[\w+.-]+://[^:/@]*:[^@]+@|^https?://[^/?#]*@|[?&;]\w*(password|passwd|secret|token)\w*=.", re.IGNORECASE)
+BREAKS = frozenset("\x85\u2028\u2029")  # PyYAML folds these unless it escapes
 PASSWORDS = "PGPASSWORD, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 
 
@@ -413,8 +414,7 @@ class Experiment(Section):
     def to_yaml(self) -> str:
         """The resolved config, every default spelled out; :func:`load` reads it back to an equal one."""
         values = self.model_dump()
-        breaks = set("\x85\u2028\u2029") & set(json.dumps(values, ensure_ascii=False))  # PyYAML folds these unless it escapes
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=not breaks)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=not BREAKS & set(json.dumps(values, ensure_ascii=False)))
 
 
 def home() -> Path:
@@ -473,9 +473,10 @@ def validate(values: dict[str, Any], source: str) -> Experiment:
         return Experiment.model_validate(values)
     except ValidationError as e:
         # a default that follows another value is no problem of its own where that value is one
-        problems = [_explain(err) for err in e.errors() if err["type"] != "default_factory_not_called"]
+        problems = [(_where(err), _explain(err)) for err in e.errors() if err["type"] != "default_factory_not_called"]
         count = f"{len(problems)} value{'s' if len(problems) > 1 else ''}"
-        raise InputError(f"{source}: {count} cannot be used.\n" + "\n".join(problems), do=f"mend each in {source}") from None
+        told = "\n".join(f"- {where or 'config'}: {why}" for where, why in problems)
+        raise InputError(f"{source}: {count} cannot be used.\n{told}", do=f"mend each in {source}", problems=dict(problems)) from None
 
 
 def corpus_for(path: str | Path, overrides: list[str] | tuple[str, ...] = (), **given: str | None) -> CorpusConfig:
@@ -527,6 +528,26 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
             do = "for example training.epochs=1"
             raise InputError("An override names a value as if it were a section.", got=key, expected="section.key=value", do=do)
     values[last] = value
+
+
+def override(key: str, value: Any) -> str:
+    """The ``section.key=value`` text under which a file's value is replaced by this one.
+
+    >>> override("optim.lr", 1e-5)
+    'optim.lr=1.0e-05'
+    """
+    text = yaml.dump(value, Dumper=_LineDumper, default_flow_style=True, allow_unicode=True, width=math.inf)
+    return f"{key}={text.removesuffix(chr(10)).removesuffix(chr(10) + '...')}"
+
+
+class _LineDumper(yaml.SafeDumper):
+    """SafeDumper that keeps to one line: it escapes what it would fold."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+
+_LineDumper.add_representer(str, _LineDumper.represent_str)
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -582,21 +603,24 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _where(err: Any) -> str:
+    return ".".join(str(part) for part in err["loc"])
+
+
 def _explain(err: Any) -> str:
-    """One problem as ``- where: got ..., expected ...; what to do``."""
-    where = ".".join(str(part) for part in err["loc"]) or "config"
+    """One problem as ``got ..., expected ...; what to do``."""
     got, kind = err.get("input"), err["type"]
     if kind in {"extra_forbidden", "invalid_key"}:
         key = str(err["loc"][-1])
-        return f"- {where}: got the unknown key {key!r}, expected a known one; {did_you_mean(key, _fields(err['loc'][:-1]))}"
+        return f"got the unknown key {key!r}, expected a known one; {did_you_mean(key, _fields(err['loc'][:-1]))}"
     if kind == "missing":
-        return f"- {where}: got nothing, expected a value; add a line {err['loc'][-1]}: ..."
+        return f"got nothing, expected a value; add a line {err['loc'][-1]}: ..."
     if kind == "value_error":
-        return f"- {where}: {err['ctx']['error']}"
+        return str(err["ctx"]["error"])
     expected = err["msg"].removeprefix("Input should be ").replace("String should ", "text to ")
     if kind == "model_type":
         expected = f"a section with any of {', '.join(_fields(err['loc']))}"
-    return f"- {where}: got {repr(got)[:80]} ({type(got).__name__}), expected {expected}{_remedy(kind, got)}"
+    return f"got {repr(got)[:80]} ({type(got).__name__}), expected {expected}{_remedy(kind, got)}"
 
 
 def _remedy(kind: str, got: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 # glibc keeps what large tensors freed: with blocks from 16 MB mapped on their own a worker stays at 3.2 GB instead of 3.4
@@ -13,8 +14,14 @@ from pathlib import Path
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "16000000", "MALLOC_TRIM_THRESHOLD_": "16000000"}
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start ``speechlab`` in a session of its own, which outlives this one; what it says goes into the folder's driver.log."""
+def start(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start ``speechlab`` in a session of its own, which outlives this one; what it says goes into the folder's driver.log.
+
+    Args:
+        folder: That the log is in.
+        arguments: Of the command.
+        environment: Variables that differ from this process'.
+    """
     log = open(folder / "driver.log", "ab")  # noqa: SIM115 - the child's
     return subprocess.Popen(
         [sys.executable, "-m", "speechlab", *arguments],
@@ -22,7 +29,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        env={**MALLOC, **os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**MALLOC, **os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
     )
 
 

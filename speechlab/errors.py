@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class InputError(ValueError):
@@ -14,9 +14,13 @@ class InputError(ValueError):
         got: The value as it came, shown with ``repr`` unless it is text already.
         expected: What would have been accepted.
         do: The next step for the reader.
+        problems: Of several values at once, what is wrong with each, by its dotted name.
     """
 
-    def __init__(self, problem: str, *, got: object = None, expected: str = "", do: str = "") -> None:
+    def __init__(
+        self, problem: str, *, got: object = None, expected: str = "", do: str = "", problems: Mapping[str, str] | None = None
+    ) -> None:
+        self.problems = dict(problems or {})
         lines = [problem]
         if got is not None:
             lines.append(f"  got:      {got if isinstance(got, str) else repr(got)}")

@@ -30,6 +30,7 @@ from speechlab.runs import Run
 PAGES = {
     "/": "Runs",
     "/run": "Which run?",
+    "/launch": "Launch",
     "/errors": "Whose errors?",
     "/compare": "Compare",
     "/playground": "Playground",
@@ -644,7 +645,7 @@ def test_an_empty_folder_says_on_every_page_what_to_do(chrome, served, tmp_path)
 def test_every_page_fits_its_window_and_reads(chrome, served, runs, width, scheme):
     url = served(runs)
     luminance = "e => { const [r, g, b] = (getComputedStyle(e).color.match(/[0-9.]+/g) ?? []).map(Number); return (r + g + b) / 765; }"
-    for address in ("", "run?run=live", "run", "errors", "compare?a=first&b=second", "playground", "system", "run?run=nobody"):
+    for address in ("", "run?run=live", "run", "launch", "errors", "compare?a=first&b=second", "playground", "system", "run?run=nobody"):
         page, log = opened(chrome, url + address, viewport={"width": width, "height": 800}, color_scheme=scheme)
         page.locator(".speechlab").first.wait_for(timeout=60_000)
         page.wait_for_timeout(1500)

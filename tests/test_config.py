@@ -232,6 +232,29 @@ def test_overrides_replace_values(plain):
     assert (got.training.epochs, got.optim.lr, got.cluster.address, got.question) == (2, 1e-3, None, "Why?")
 
 
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(st.characters(codec="utf-8"))
+)
+
+
+@given(st.one_of(VALUES, st.lists(VALUES), st.just({})))
+def test_any_value_can_be_written_as_an_override_on_one_line(value):
+    item = config.override("a.b", value)
+    assert len(item.splitlines()) == 1
+    found: dict = {}
+    config._override(found, item)
+    assert found == {"a": {"b": value}}
+    assert type(found["a"]["b"]) is type(value)
+
+
+def test_problems_are_known_by_the_names_of_their_values(plain):
+    with pytest.raises(InputError) as error:
+        load(plain, ["training.epochs=0", "optim.lr=x", "context.margin_min=9.0", "nonsense=1"])
+    assert set(error.value.problems) == {"training.epochs", "optim.lr", "context", "nonsense"}
+    assert error.value.problems["training.epochs"].startswith("got 0 (int), expected greater than or equal to 1")
+    assert all(f"- {where}: {why}" in str(error.value) for where, why in error.value.problems.items())
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

@@ -19,13 +19,15 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # the one module that may know each of these
 ONLY_IMPORTER = {
-    "ray": {"cluster", "infer", "ingest", "tune"},  # one trains, one decodes, one prepares, one searches
+    "ray": {"cluster", "infer", "ingest", "rayjobs", "tune"},  # one trains, one decodes, one prepares, one sends, one searches
     "mlflow": {"tracking", "versions"},  # one follows runs, one finds weights
     "panel": {
         "app",
         "board",
         "contrast",
         "explorer",
+        "form",
+        "launch",
         "listen",
         "machine",
         "mixer",

@@ -20,7 +20,7 @@ IMPATIENT = {"health_check_initial_delay_ms": 5000, "health_check_period_ms": 10
 @pytest.fixture
 def machines(monkeypatch) -> Iterator[Any]:
     """A cluster of two machines with a core each, that asks those who connect for a token as a real one should."""
-    cluster._set_environment()
+    cluster.set_environment()
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setattr(cluster, "RESIZE", 5.0)
     from ray._private.authentication import authentication_token_setup as tokens
