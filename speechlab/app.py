@@ -4,7 +4,7 @@ Notable: what a page shows is said by its address alone (``/run?run=ID``), so ev
 are plain forms. Names of runs come from addresses and are looked up in the folder of runs, never joined to a path. Who comes in is
 :mod:`speechlab.door`'s.
 
-Not covered: a login, so it is served on loopback only; launching and playing (other pages can be added to :meth:`App.pages`).
+Not covered: launching and playing (other pages can be added to :meth:`App.pages`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from urllib.parse import quote, urlencode
 
 import panel as pn
 
-from speechlab import board, cases, cluster, contrast, detached, door, evaluation, likeness, playground, strata
+from speechlab import board, cases, cluster, contrast, detached, door, evaluation, likeness, login, playground, strata
 from speechlab.board import Board
 from speechlab.catalogue import Catalogue, Entry
 from speechlab.contrast import Contrast, Side
+from speechlab.door import HERE, Terms
 from speechlab.errors import InputError
 from speechlab.explorer import Explorer
 from speechlab.machine import Machine
@@ -42,7 +43,7 @@ nav { max-width: 1240px; margin: 0 auto; padding: .6rem 1rem 0; box-sizing: bord
   display: flex; flex-wrap: wrap; gap: .2rem .3rem; align-items: baseline; }
 nav b { margin-right: .8rem; } nav a { color: inherit; text-decoration: none; padding: .25rem .6rem; border-radius: .4rem; }
 nav a:hover { background: #8882; } nav a[aria-current] { background: #0072b230; font-weight: 600; }
-nav a:focus-visible { outline: 2px solid; outline-offset: 1px; }
+nav :focus-visible { outline: 2px solid; outline-offset: 1px; }
 """
 FORM_CSS = """
 form { display: flex; flex-wrap: wrap; gap: .5em 1em; align-items: end; margin: .5em 0; }
@@ -210,7 +211,7 @@ class _Page:
         except Exception as e:
             shown = _text(_problem(TITLES[self.address], e))
         template = pn.Template(board.PAGE)
-        template.add_variable("nav", nav_html(self.address))
+        template.add_variable("nav", nav_html(self.address, login.badge_html(login.visitor())))
         template.add_panel("board", shown)
         return template
 
@@ -221,7 +222,7 @@ class _RunPage:
     def __init__(self, catalogue: Catalogue, run: Run) -> None:
         self._catalogue, self._run = catalogue, run
         self._launched: subprocess.Popen[bytes] | None = None
-        self._asked, self._deed, self._waiting = False, "", ""
+        self._asked, self._deed, self._waiting, self._may = False, "", "", door.may_change()
         self._links, self._said = _text(Html("")), _text(Html(""))
         self._ask, self._yes, self._no = (_button("Stop"), _button("Yes"), _button("No"))
         self._ask.on_click(lambda _: self._confirm(True))
@@ -252,7 +253,7 @@ class _RunPage:
         # a run of another machine, whose lock is not seen, is not resumed here while its events come
         deed = {"running": "stop", "new": "start", "finished": "", "broken": ""}.get(entry.state, "resume")
         if deed != self._deed:
-            self._deed, self._waiting = deed, ""
+            self._deed, self._waiting = deed, "" if self._may or not deed else door.OPERATORS
             self._confirm(False)
         if deed == "stop" and self._run.stop_file.exists():
             self._waiting = "It stops after the step at hand, with a checkpoint."
@@ -263,7 +264,7 @@ class _RunPage:
         if not self._asked:
             self._tell(self._waiting)
         self._ask.visible = bool(deed) and not self._asked
-        self._ask.disabled = self._waiting.startswith(("It stops", "Starting"))
+        self._ask.disabled = not self._may or self._waiting.startswith(("It stops", "Starting"))
         self._ask.label = deed.capitalize()
 
     def _confirm(self, asked: bool) -> None:
@@ -276,7 +277,9 @@ class _RunPage:
         deed = self._deed
         self._confirm(False)
         try:
-            if deed == "stop":
+            if not door.may_change():
+                self._waiting = door.OPERATORS
+            elif deed == "stop":
                 self._run.stop()
             elif deed:
                 self._launched = cluster.launch(self._run)
@@ -288,11 +291,12 @@ class _RunPage:
         self._said.value = framed(Html('<span role="status">{}</span>').format(words))
 
 
-def nav_html(here: str) -> Html:
+def nav_html(here: str, who: Html | str = "") -> Html:
     """The bar of pages; the one that is shown is marked.
 
     Args:
         here: Its address.
+        who: What is said of who looks.
     """
     links = Html("").join(
         Html('<a href="{}"{}>{}</a>').format(
@@ -300,7 +304,7 @@ def nav_html(here: str) -> Html:
         )
         for address, t in TITLES.items()
     )
-    return Html('<style>{}</style><nav aria-label="pages"><b>SpeechLab</b>{}</nav>').format(Html(NAV_CSS), links)
+    return Html('<style>{}</style><nav aria-label="pages"><b>SpeechLab</b>{}{}</nav>').format(Html(NAV_CSS), links, who)
 
 
 def _later(make: Callable[[], pn.viewable.Viewer], waiting: str) -> pn.Column:
@@ -359,10 +363,9 @@ def _button(label: str) -> pn.widgets.Button:
 # -- served ------------------------------------------------------------------------------------------
 
 
-def address_of(run: Run | None, address: str = "127.0.0.1", port: int = 5006) -> str:
-    """Where the app is, or a run in it."""
-    host = f"[{address}]" if ":" in address else address
-    return f"http://{host}:{port}/" + (f"run?run={quote(run.id, safe='')}" if run else "")
+def address_of(run: Run | None, address: str = "127.0.0.1", port: int = 5006, terms: Terms = HERE) -> str:
+    """Where the app is, or a run in it; raises as :func:`speechlab.door.origins_of` does."""
+    return f"{door.origins_of(address, port, terms)[0]}/" + (f"run?run={quote(run.id, safe='')}" if run else "")
 
 
 def serve(
@@ -371,20 +374,22 @@ def serve(
     address: str = "127.0.0.1",
     show: str = "",
     threaded: bool = False,
+    terms: Terms = HERE,
 ) -> Any:
-    """Serve the app on this machine.
+    """Serve the app.
 
     Args:
         root: The folder of runs; none is ``reports``.
         port: TCP port.
-        address: A loopback address; the app has no login.
+        address: To listen on; without a login and TLS, a loopback address.
         show: Of a page that a browser opens with; none opens nothing.
         threaded: Return at once and serve from a thread, whose ``stop()`` ends it; else block.
+        terms: On which people come in.
 
     Raises:
-        InputError: if the port is taken or the address is not this machine's own.
+        InputError: as for :func:`speechlab.door.guarded`.
     """
-    guarded = door.guarded(address, port)
+    guarded = door.guarded(address, port, terms)
     if show:
         threading.Timer(1.0, webbrowser.open, [show]).start()
     titles = {page: f"{title} · SpeechLab" for page, title in TITLES.items()}

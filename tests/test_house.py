@@ -21,11 +21,25 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ONLY_IMPORTER = {
     "ray": {"cluster", "infer", "ingest", "tune"},  # one trains, one decodes, one prepares, one searches
     "mlflow": {"tracking", "versions"},  # one follows runs, one finds weights
-    "panel": {"app", "board", "contrast", "explorer", "listen", "machine", "mixer", "players", "playground", "review", "shelf", "trials"}
+    "panel": {
+        "app",
+        "board",
+        "contrast",
+        "explorer",
+        "listen",
+        "login",
+        "machine",
+        "mixer",
+        "players",
+        "playground",
+        "review",
+        "shelf",
+        "trials",
+    }
     | {"report", "style"},  # where its style sheets lie, and its script
     "holoviews": {"board", "explorer", "findings", "listen", "mixer", "trials"}  # the boards, and what lies in plots/
     | {"errors", "fusion", "measured", "pairs", "rates", "side", "sound", "style", "training"},
-    "bokeh": {"board", "door", "errors", "listen", "style"},
+    "bokeh": {"board", "door", "errors", "listen", "login", "style"},
     "papermill": {"report"},
     "nbconvert": {"report"},
     "transformers": {"features", "whisper", "wav2vec2", "ctranslate2", "weights"},
@@ -43,7 +57,7 @@ ONLY_IMPORTER = {
     "usearch": {"likeness"},
     "PIL": {"thumbnails"},
     "markdown_it": {"markup"},
-    "typer": {"cli", "cli_corpus", "cli_registry", "cli_reproduce", "cli_runs", "cli_score", "cli_transcribe"},
+    "typer": {"cli", "cli_corpus", "cli_registry", "cli_reproduce", "cli_runs", "cli_score", "cli_transcribe", "cli_users"},
     "pydantic": {"config"},
     "jsonschema": {"provenance"},
 }
@@ -128,6 +142,7 @@ def test_modules_have_a_test_file(path):
         "cli_registry": "registry",
         "cli_runs": "experiments",
         "cli_transcribe": "passages",
+        "cli_users": "users",
     }
     assert (ROOT / "tests" / f"test_{shared.get(path.stem, path.stem)}.py").exists()
 
