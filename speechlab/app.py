@@ -4,46 +4,45 @@ Notable: what a page shows is said by its address alone (``/run?run=ID``), so ev
 are plain forms. Names of runs come from addresses and are looked up in the folder of runs, never joined to a path. Who comes in is
 :mod:`speechlab.door`'s.
 
-Not covered: a login, so it is served on loopback only.
+Not covered: pages of others (they can be added to :meth:`App.pages`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import subprocess
 import threading
 import webbrowser
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import panel as pn
 
-from speechlab import board, cases, cluster, contrast, detached, door, evaluation, likeness, playground, pulse, strata
-from speechlab.board import Board
+from speechlab import board, cases, contrast, door, evaluation, likeness, login, playground, strata
 from speechlab.catalogue import Catalogue, Entry
 from speechlab.contrast import Contrast, Side
+from speechlab.door import HERE, Terms
 from speechlab.errors import InputError
 from speechlab.explorer import Explorer
+from speechlab.helm import Helm
 from speechlab.jobs import Queue
 from speechlab.launch import Launch
 from speechlab.machine import Machine
-from speechlab.markup import Html, framed
+from speechlab.markup import Html
 from speechlab.playground import Playground
 from speechlab.runs import Run
 from speechlab.shelf import Shelf, live
 
 KEPT = 2  # explorers, each some MB
-STOPPED = 130  # exit status of a driver that was asked to stop
 NAV_CSS = """
 nav { max-width: 1240px; margin: 0 auto; padding: .6rem 1rem 0; box-sizing: border-box; font: 15px/1.4 system-ui, sans-serif;
   display: flex; flex-wrap: wrap; gap: .2rem .3rem; align-items: baseline; }
 nav b { margin-right: .8rem; } nav a { color: inherit; text-decoration: none; padding: .25rem .6rem; border-radius: .4rem; }
 nav a:hover { background: #8882; } nav a[aria-current] { background: #0072b230; font-weight: 600; }
-nav a:focus-visible { outline: 2px solid; outline-offset: 1px; }
+nav :focus-visible { outline: 2px solid; outline-offset: 1px; }
 """
 FORM_CSS = """
 form { display: flex; flex-wrap: wrap; gap: .5em 1em; align-items: end; margin: .5em 0; }
@@ -53,11 +52,6 @@ select, form button { font: inherit; color: inherit; background: Field; color: F
 form button { cursor: pointer; background: #0072b2; color: white; border-color: #0072b2; padding: .4em 1.1em; }
 :host { color-scheme: light dark; }
 """
-DEEDS = {  # what can be done about a run, and what is asked first
-    "stop": "Stop after the step at hand? A checkpoint is kept, and the run can be resumed.",
-    "resume": "Go on from the last checkpoint, on this machine?",
-    "start": "Train it on this machine?",
-}
 KEEPS = ("/launch", "/playground")  # hold what no address says
 TITLES = {"/": "Runs", **{f"/{t.lower()}": t for t in ("Run", "Launch", "Errors", "Compare", "Playground", "System")}}
 
@@ -97,7 +91,7 @@ class App:
     def _run(self, asked: Mapping[str, str]) -> pn.viewable.Viewable:
         if not asked.get("run"):
             return self._choose("run", "Which run?", lambda _: True)
-        return _RunPage(self.catalogue, self.catalogue.run(asked["run"])).layout
+        return pn.panel(Helm(self.catalogue, self.catalogue.run(asked["run"])))
 
     def _launch(self, asked: Mapping[str, str]) -> pn.viewable.Viewable:
         run = self.catalogue.run(asked["run"]) if asked.get("run") else None
@@ -214,94 +208,18 @@ class _Page:
         except Exception as e:
             shown = _text(_problem(TITLES[self.address], e))
         template = pn.Template(board.PAGE, location=True)
-        template.add_variable("nav", nav_html(self.address))
+        template.add_variable("nav", nav_html(self.address, login.badge_html(login.visitor())))
         template.add_variable("keeps", self.address in KEEPS)
         template.add_panel("board", shown)
         return template
 
 
-class _RunPage:
-    """A run's board, with what can be done about the run above it."""
-
-    def __init__(self, catalogue: Catalogue, run: Run) -> None:
-        self._catalogue, self._run = catalogue, run
-        self._launched: subprocess.Popen[bytes] | None = None
-        self._asked, self._deed, self._waiting = False, "", ""
-        self._links, self._said = _text(Html("")), _text(Html(""))
-        self._ask, self._yes, self._no = (_button("Stop"), _button("Yes"), _button("No"))
-        self._ask.on_click(lambda _: self._confirm(True))
-        self._no.on_click(lambda _: self._confirm(False))
-        self._yes.on_click(lambda _: self._act())
-        self._bar = pn.FlexBox(self._ask, self._said, self._yes, self._no, align_items="center", sizing_mode="stretch_width")
-        self._board = pn.Column(Board(run).panel(on=True), sizing_mode="stretch_width")
-        known = contrast.systems(run)
-        links = [Html('<a href="./">all runs</a>')]
-        if known:
-            links.append(Html('<a href="errors?{}">its errors</a>').format(urlencode({"run": run.id})))
-        if len(known) > 1 and "pretrained" in known:
-            both = urlencode({"a": f"{run.id}:pretrained", "b": run.id})
-            links.append(Html('<a href="compare?{}">before and after training</a>').format(both))
-        self._links.value = framed(Html("<p>{}</p>").format(Html(" · ").join(links)))
-        self.layout = pn.Column(self._links, self._bar, self._board, sizing_mode="stretch_width")
-        self.tick()
-        pulse.follow(self.tick, self._sign)
-
-    def _sign(self) -> tuple[str | None, bool, int | None]:
-        """What decides on what is said and can be done: the run's state, its stop file, its driver."""
-        state = next((e.state for e in self._catalogue.look() if e.id == self._run.id), None)
-        return state, self._run.stop_file.exists(), None if self._launched is None else self._launched.poll()
-
-    def tick(self) -> None:
-        """See where the run stands, and what can be done."""
-        state, stopping, status = self._sign()
-        if state is None:
-            gone = Html("<p><b>Run {} is gone:</b> its directory was deleted or moved.</p>").format(self._run.id)
-            self._bar.visible = self._board.visible = False
-            self._links.value = framed(Html('{}<p><a href="./">all runs</a></p>').format(gone))
-            return
-        # a run of another machine, whose lock is not seen, is not resumed here while its events come
-        deed = {"running": "stop", "new": "start", "finished": "", "broken": ""}.get(state, "resume")
-        if deed != self._deed:
-            self._deed, self._waiting = deed, ""
-            self._confirm(False)
-        if deed == "stop" and stopping:
-            self._waiting = "It stops after the step at hand, with a checkpoint."
-        elif self._launched is not None and deed in ("resume", "start"):
-            said = f"Its driver ended: {detached.said(self._run.path)[-500:]}"
-            self._waiting = "Starting …" if status is None else "" if status in (0, STOPPED) else said
-        if not self._asked:
-            self._tell(self._waiting)
-        self._ask.visible = bool(deed) and not self._asked
-        self._ask.disabled = self._waiting.startswith(("It stops", "Starting"))
-        self._ask.label = deed.capitalize()
-
-    def _confirm(self, asked: bool) -> None:
-        self._asked = asked
-        self._yes.visible = self._no.visible = asked
-        self._ask.visible = bool(self._deed) and not asked
-        self._tell(DEEDS[self._deed] if asked else "")
-
-    def _act(self) -> None:
-        deed = self._deed
-        self._confirm(False)
-        try:
-            if deed == "stop":
-                self._run.stop()
-            elif deed:
-                self._launched = cluster.launch(self._run)
-        except (InputError, OSError) as e:
-            self._waiting = str(e)
-        self.tick()
-
-    def _tell(self, words: str) -> None:
-        self._said.value = framed(Html('<span role="status">{}</span>').format(words))
-
-
-def nav_html(here: str) -> Html:
+def nav_html(here: str, who: Html | str = "") -> Html:
     """The bar of pages; the one that is shown is marked.
 
     Args:
         here: Its address.
+        who: What is said of who looks.
     """
     links = Html("").join(
         Html('<a href="{}"{}>{}</a>').format(
@@ -309,7 +227,7 @@ def nav_html(here: str) -> Html:
         )
         for address, t in TITLES.items()
     )
-    return Html('<style>{}</style><nav aria-label="pages"><b>SpeechLab</b>{}</nav>').format(Html(NAV_CSS), links)
+    return Html('<style>{}</style><nav aria-label="pages"><b>SpeechLab</b>{}{}</nav>').format(Html(NAV_CSS), links, who)
 
 
 def _later(make: Callable[[], pn.viewable.Viewer], waiting: str) -> pn.Column:
@@ -361,17 +279,12 @@ def _text(body: Html) -> pn.widgets.StaticText:
     return live(body, FORM_CSS)
 
 
-def _button(label: str) -> pn.widgets.Button:
-    return pn.widgets.Button(label=label, variant="outline", margin=(2, 4), visible=label == "Stop")
-
-
 # -- served ------------------------------------------------------------------------------------------
 
 
-def address_of(run: Run | None, address: str = "127.0.0.1", port: int = 5006) -> str:
-    """Where the app is, or a run in it."""
-    host = f"[{address}]" if ":" in address else address
-    return f"http://{host}:{port}/" + (f"run?run={quote(run.id, safe='')}" if run else "")
+def address_of(run: Run | None, address: str = "127.0.0.1", port: int = 5006, terms: Terms = HERE) -> str:
+    """Where the app is, or a run in it; raises as :func:`speechlab.door.origins_of` does."""
+    return f"{door.origins_of(address, port, terms)[0]}/" + (f"run?run={quote(run.id, safe='')}" if run else "")
 
 
 def serve(
@@ -381,21 +294,23 @@ def serve(
     show: str = "",
     threaded: bool = False,
     queue: Queue | None = None,
+    terms: Terms = HERE,
 ) -> Any:
-    """Serve the app on this machine.
+    """Serve the app.
 
     Args:
         root: The folder of runs; none is ``reports``.
         port: TCP port.
-        address: A loopback address; the app has no login.
+        address: To listen on; without a login and TLS, a loopback address.
         show: Of a page that a browser opens with; none opens nothing.
         threaded: Return at once and serve from a thread, whose ``stop()`` ends it; else block.
         queue: As for :class:`App`.
+        terms: On which people come in.
 
     Raises:
-        InputError: if the port is taken or the address is not this machine's own.
+        InputError: as for :func:`speechlab.door.guarded`.
     """
-    guarded = door.guarded(address, port)
+    guarded = door.guarded(address, port, terms)
     if show:
         threading.Timer(1.0, webbrowser.open, [show]).start()
     titles = {page: f"{title} · SpeechLab" for page, title in TITLES.items()}

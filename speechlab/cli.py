@@ -14,10 +14,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from speechlab import cli_corpus, cli_registry, cli_reproduce, cli_runs, cli_score, cli_transcribe, runs
+from speechlab import cli_corpus, cli_registry, cli_reproduce, cli_runs, cli_score, cli_transcribe, cli_users, runs
 from speechlab import config as configs
 from speechlab.cli_corpus import QUICKSTART, ConfigOption, out
 from speechlab.cli_score import SetOption
+from speechlab.cli_users import UsersOption
 from speechlab.errors import InputError
 from speechlab.units import clock
 
@@ -33,6 +34,7 @@ app.add_typer(cli_reproduce.app)
 app.add_typer(cli_runs.app)
 app.add_typer(cli_registry.app)
 app.add_typer(cli_transcribe.app)
+app.add_typer(cli_users.app)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 RunArgument = Annotated[str, typer.Argument(help="run id, path, or latest")]
@@ -177,23 +179,30 @@ def fetch(config: ConfigOption = QUICKSTART, set_: SetOption = None) -> None:
 def dashboard(
     run: Annotated[str | None, typer.Argument(help="run id, path, or latest: the page to begin with; none is the list of runs")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5006,
-    address: Annotated[str, typer.Option(help="a loopback address: there is no login")] = "127.0.0.1",
+    address: Annotated[str, typer.Option(help="to listen on; any but a loopback address asks for a login and TLS")] = "127.0.0.1",
     show: Annotated[bool, typer.Option(help="open a browser")] = False,
     cpus: Annotated[int | None, typer.Option(help="that the queue of trainings hands out; none is all of this machine's")] = None,
     gpus: Annotated[int | None, typer.Option(help="likewise, the first so many")] = None,
     ray: Annotated[list[str] | None, typer.Option(help="dashboard of a Ray cluster that runs can be sent to; repeatable")] = None,
+    users: UsersOption = None,
+    oauth: Annotated[str, typer.Option(help="log in by this service (github, google, azure, generic, …) in place of passwords")] = "",
+    origin: Annotated[list[str] | None, typer.Option(help="as people open it: https://lab.example.org; repeatable")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="certificate, PEM")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="its private key, PEM")] = None,
+    behind_proxy: Annotated[bool, typer.Option("--behind-proxy", help="a server in front ends TLS")] = False,
 ) -> None:
     """Serve all runs on a page, live: each run's board, its errors, two runs compared, the machine; and launch more."""
     found = runs.find(run) if run is not None else None
     from speechlab import app as served
     from speechlab import jobs
+    from speechlab.door import Terms
 
     folder = found.path.parent if found else configs.reports()
     queue = jobs.Queue(folder, None if cpus is None and gpus is None else jobs.room(cpus, gpus), ray or ())
-
-    url = served.address_of(found, address, port)
+    terms = Terms(users, oauth, tuple(origin or ()), tls_cert, tls_key, behind_proxy)
+    url = served.address_of(found, address, port, terms)
     out.print(f"{found.id if found else 'runs'} on {url} (Ctrl-C ends it)", markup=False)
-    served.serve(folder, port=port, address=address, show=url if show else "", queue=queue)
+    served.serve(folder, port=port, address=address, show=url if show else "", terms=terms, queue=queue)
 
 
 @app.command()

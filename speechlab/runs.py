@@ -33,6 +33,7 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, TypeGuard
 
@@ -275,8 +276,7 @@ class Tail:
     def read(self, most: int = -1) -> list[Event]:
         """The events since the last read; starts over if the file was replaced by a shorter one.
 
-        A line that is not a JSON object with a kind is skipped as a message event that says so. Of more than ``most`` bytes, if
-        that is not -1, the rest is for the next time.
+        A line that is not a JSON object with a kind is skipped as a message event that says so. What is over ``most`` bytes waits.
         """
         try:
             if self._path.stat().st_size < self._offset:
@@ -369,15 +369,15 @@ def is_uri(place: str | None) -> TypeGuard[str]:
     return bool(place and re.match(r"[a-z][a-z0-9+.-]*://", place))
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file or none: temporary name, fsync, rename.
+def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a whole file or none: temporary name, fsync, rename; what the umask takes of ``mode`` it takes here too.
 
     Raises:
         InputError: if the disk is full; nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as f:
+        with open(temporary, "wb", opener=partial(os.open, mode=mode)) as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())

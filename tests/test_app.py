@@ -136,7 +136,7 @@ def test_the_bar_marks_the_page_that_is_shown():
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "192.168.1.5", "example.org", ""])
 def test_the_app_is_served_on_loopback_only(tmp_path, address):
-    with pytest.raises(InputError, match="no login"):
+    with pytest.raises(InputError, match="a login: speechlab user"):
         app.serve(tmp_path, address=address, threaded=True)
 
 

@@ -27,8 +27,10 @@ ONLY_IMPORTER = {
         "contrast",
         "explorer",
         "form",
+        "helm",
         "launch",
         "listen",
+        "login",
         "machine",
         "mixer",
         "players",
@@ -41,7 +43,7 @@ ONLY_IMPORTER = {
     | {"report", "style"},  # where its style sheets lie, and its script
     "holoviews": {"board", "explorer", "findings", "listen", "mixer", "trials"}  # the boards, and what lies in plots/
     | {"errors", "fusion", "measured", "pairs", "rates", "side", "sound", "style", "training"},
-    "bokeh": {"board", "door", "errors", "listen", "style"},
+    "bokeh": {"board", "door", "errors", "listen", "login", "style"},
     "papermill": {"report"},
     "nbconvert": {"report"},
     "transformers": {"features", "whisper", "wav2vec2", "ctranslate2", "weights"},
@@ -59,7 +61,7 @@ ONLY_IMPORTER = {
     "usearch": {"likeness"},
     "PIL": {"thumbnails"},
     "markdown_it": {"markup"},
-    "typer": {"cli", "cli_corpus", "cli_registry", "cli_reproduce", "cli_runs", "cli_score", "cli_transcribe"},
+    "typer": {"cli", "cli_corpus", "cli_registry", "cli_reproduce", "cli_runs", "cli_score", "cli_transcribe", "cli_users"},
     "pydantic": {"config"},
     "jsonschema": {"provenance"},
 }
@@ -140,10 +142,12 @@ def test_modules_have_a_test_file(path):
         "verify": "reproduce",
         "babble": "conditions",
         "inference": "whisper",
+        "helm": "app",
         "memory": "budget",
         "cli_registry": "registry",
         "cli_runs": "experiments",
         "cli_transcribe": "passages",
+        "cli_users": "users",
     }
     assert (ROOT / "tests" / f"test_{shared.get(path.stem, path.stem)}.py").exists()
 

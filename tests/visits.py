@@ -1,0 +1,145 @@
+"""Helpers of the tests of the login: requests as they stand, a login, and a page's session without a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from unittest import mock
+from urllib.parse import urlencode
+
+from bokeh.client.session import ClientSession
+from bokeh.document.events import MessageSentEvent
+from bokeh.events import ButtonClick
+from bokeh.util.token import get_session_id
+from tornado.httpclient import HTTPRequest
+from tornado.websocket import websocket_connect
+
+Answer = tuple[int, dict[str, str], str]
+
+
+def sent(url: str, path: str, method: str = "GET", fields: dict[str, str] | None = None, **headers: str) -> Answer:
+    """A request as it stands, which follows nothing: status, headers and text of the answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", int(url.rstrip("/").rpartition(":")[2]), timeout=60)
+    kind = {"Content-Type": "application/x-www-form-urlencoded"} if fields is not None else {}
+    try:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, urlencode(fields) if fields is not None else None, {**kind, **named})
+        answer = connection.getresponse()
+        body = "" if answer.status == 101 else answer.read().decode("utf-8", "replace")
+        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, body
+    finally:
+        connection.close()
+
+
+def tried(url: str, user: str, password: str, next: str = "/", **headers: str) -> Answer:
+    """An attempt to log in, as the form sends it."""
+    origin = {"Origin": url.rstrip("/"), **headers}
+    return sent(url, "/login", "POST", {"user": user, "password": password, "next": next}, **origin)
+
+
+def cookie(url: str, user: str, password: str) -> str:
+    """The cookie of a new login."""
+    status, headers, body = tried(url, user, password)
+    assert status == 303, body
+    return headers["set-cookie"].partition(";")[0]
+
+
+def token(url: str, page: str, cookie: str) -> str:
+    """What a page gives its browser for the websocket."""
+    status, _, body = sent(url, page, Cookie=cookie)
+    assert status == 200, status
+    return re.search(r'"token":"([^"]+)"', body)[1]
+
+
+def shaken(url: str, page: str, given: str, **headers: str) -> int:
+    """The status of a websocket's handshake with a token."""
+    handshake = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==",
+                 "Sec_WebSocket_Version": "13", "Sec_WebSocket_Protocol": f"bokeh, {given}", "Origin": url.rstrip("/")}  # fmt: skip
+    return sent(url, f"{page.partition('?')[0].rstrip('/')}/ws", **{**handshake, **headers})[0]
+
+
+def cut_off(url: str, page: str, cookie: str, deed: Callable[[], object], within: float = 15.0) -> bool:
+    """Whether the server ends a page's websocket within so many seconds of a deed."""
+    given = token(url, page, cookie)
+
+    async def watched() -> bool:
+        address = f"ws{url.removeprefix('http').rstrip('/')}{page.partition('?')[0].rstrip('/')}/ws"
+        socket = await websocket_connect(HTTPRequest(address, headers={"Cookie": cookie}), subprotocols=["bokeh", given])
+        await socket.read_message()  # it is up
+        await asyncio.to_thread(deed)
+        try:
+            async with asyncio.timeout(within):
+                while await socket.read_message() is not None:
+                    pass
+            return True
+        except TimeoutError:
+            socket.close()
+            return False
+
+    with ThreadPoolExecutor(1) as apart:
+        return apart.submit(asyncio.run, watched()).result()
+
+
+@contextmanager
+def session(url: str, page: str, cookie: str) -> Iterator[ThreadPoolExecutor | Any]:
+    """A page's session over its websocket, as somebody holds it who writes their own messages; see :class:`Held`."""
+    with ThreadPoolExecutor(1) as apart:  # Playwright's loop runs in this thread
+        held = apart.submit(Held, url, page, cookie).result()
+        try:
+            yield _Apart(apart, held)
+        finally:
+            apart.submit(held.session.close).result()
+
+
+class Held:
+    """A session that Bokeh's client holds, with the cookie and the token of a page."""
+
+    def __init__(self, url: str, page: str, cookie: str) -> None:
+        given = token(url, page, cookie)
+        kind = type("Session", (ClientSession,), {"token": property(lambda _: given)})
+        name = page.partition("?")[0].rstrip("/")
+        with mock.patch("bokeh.client.connection.HTTPRequest", partial(_request, cookie)):
+            self.session = kind(get_session_id(given), f"ws{url.removeprefix('http').rstrip('/')}{name}/ws")
+            self.session.pull()
+
+    def _model(self, label: str) -> Any:
+        return next(m for m in self.session.document.models if getattr(m, "label", None) == label)
+
+    def labels(self) -> dict[str, tuple[bool, bool]]:
+        """Buttons by label, each with whether it is seen and whether it is off."""
+        return {m.label: (m.visible, m.disabled) for m in self.session.document.models if hasattr(m, "label") and hasattr(m, "button_type")}
+
+    def click(self, label: str) -> None:
+        """Send a button's click, whether or not it is seen and can be pressed."""
+        event = MessageSentEvent(self.session.document, "bokeh_event", ButtonClick(self._model(label)))
+        self.session._connection._send_patch_document(self.session.id, event)
+        self.session.force_roundtrip()
+
+    def set(self, model: str, **values: Any) -> None:
+        """Set values of the model that has that title."""
+        found = next(m for m in self.session.document.models if getattr(m, "title", None) == model or getattr(m, "label", None) == model)
+        found.update(**values)
+        self.session.force_roundtrip()
+
+    def texts(self) -> str:
+        """All texts of the page as it is now."""
+        self.session.pull()
+        return " ".join(m.text for m in self.session.document.models if isinstance(getattr(m, "text", None), str))
+
+
+class _Apart:
+    def __init__(self, apart: ThreadPoolExecutor, held: Held) -> None:
+        self._apart, self._held = apart, held
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: self._apart.submit(getattr(self._held, name), *args, **kwargs).result()
+
+
+def _request(cookie: str, url: str) -> Any:
+    return HTTPRequest(url, headers={"Cookie": cookie})
