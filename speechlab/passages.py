@@ -23,6 +23,8 @@ import torch
 from speechlab import batches, vad
 from speechlab.audio import Wave
 from speechlab.decoding import autocast
+from speechlab.models import Hypothesis
+from speechlab.plan import context_for
 from speechlab.units import SAMPLE_RATE, Seconds
 from speechlab.vad import Span
 
@@ -30,8 +32,11 @@ LONGEST: Seconds = 20.0  # of a passage
 PAUSE: Seconds = 1.0  # a longer one always ends a passage
 AROUND: Seconds = 0.2  # heard before and behind a passage, where nothing else is said
 TOGETHER: Seconds = 120.0  # of audio in a batch, padding included
+GRID: Seconds = 0.5  # steps of the context that words are timed in, a clip's length and …
+MARGIN: Seconds = 0.5  # … silence behind it
 CUE: Seconds = 6.0  # that a subtitle stands at most, and …
 LINE = 42  # … characters in each of its two lines: broadcasters' usual limits
+Piece = tuple[Span, Wave]  # begin and end in seconds of the recording, and the samples between them
 
 
 @dataclass(frozen=True)
@@ -88,18 +93,60 @@ def hear(model: Any, wave_N: Wave, *, precision: str = "bf16", device: str = "cp
     Raises:
         InputError: if the waveform is none.
     """
-    spans = bounds(vad.speech(wave_N), wave_N)
-    for group in _groups(spans):
-        waves = [wave_N[round(a * SAMPLE_RATE) : round(b * SAMPLE_RATE)] for a, b in group]
-        batch = batches.collate([(str(i), "", wave) for i, wave in enumerate(waves)]).to(torch.device(device))
-        with autocast(device, precision):
-            heard = model.transcribe(batch)
-        times = model.times(batch, [h.text for h in heard])
-        for (begin, end), hypothesis, own in zip(group, heard, times, strict=True):
-            sure = hypothesis.confidences or [None] * len(own)
-            words = zip(hypothesis.text.split(), own, sure, strict=True)
-            found = tuple(Word(text, begin + a, min(begin + b, end), p) for text, (a, b), p in words)
-            yield Passage(begin, end, found, hypothesis.ended), end
+    for group in _groups(cut(wave_N)):
+        for passage in heard(model, pieces(wave_N, group), precision=precision, device=device):
+            yield passage, passage.end
+
+
+def cut(wave_N: Wave) -> list[Span]:
+    """Where a recording's passages begin and end, in seconds, ascending; none where nobody speaks.
+
+    Raises:
+        InputError: if the waveform is none.
+    """
+    return bounds(vad.speech(wave_N), wave_N)
+
+
+def pieces(wave_N: Wave, spans: Sequence[Span]) -> list[Piece]:
+    """Stretches of a recording with their samples, which are not copied."""
+    return [(span, wave_N[round(span[0] * SAMPLE_RATE) : round(span[1] * SAMPLE_RATE)]) for span in spans]
+
+
+def heard(model: Any, batch: Sequence[Piece], *, precision: str = "bf16", device: str = "cpu") -> list[Passage]:
+    """Transcribe a batch of passages, of one recording or of several: what else is in the batch changes neither words nor times.
+
+    Args:
+        model: As for :func:`hear`.
+        batch: Passages as :func:`pieces` gives them.
+        precision: As for :func:`hear`.
+        device: Likewise.
+
+    Returns:
+        As they were given, each in the time of its recording.
+    """
+    with autocast(device, precision):
+        found = model.transcribe(_collated([wave for _, wave in batch]).to(torch.device(device)))
+    times: list[Any] = [None] * len(batch)
+    # where a word is heard moves by hundredths of a second with the length of what the encoder hears: each in its own, not the batch's
+    contexts = [context_for(math.ceil((len(wave) / SAMPLE_RATE + MARGIN) / GRID) * GRID, 0) for _, wave in batch]
+    for context in sorted(set(contexts)):
+        rows = [i for i, own in enumerate(contexts) if own == context]
+        group = _collated([batch[i][1] for i in rows], context).to(torch.device(device))
+        for i, own in zip(rows, model.times(group, [found[i].text for i in rows]), strict=True):
+            times[i] = own
+    return [_passage(span, hypothesis, own) for (span, _), hypothesis, own in zip(batch, found, times, strict=True)]
+
+
+def _collated(waves: Sequence[Wave], context: Seconds | None = None) -> batches.Batch:
+    return batches.collate([(str(i), "", wave) for i, wave in enumerate(waves)], context)
+
+
+def _passage(span: Span, hypothesis: Hypothesis, times: Sequence[Span]) -> Passage:
+    begin, end = span
+    sure = hypothesis.confidences or [None] * len(times)
+    words = zip(hypothesis.text.split(), times, sure, strict=True)
+    found = tuple(Word(text, begin + a, min(begin + b, end), p) for text, (a, b), p in words)
+    return Passage(begin, end, found, hypothesis.ended)
 
 
 def bounds(spans: Sequence[Span], wave_N: Wave, longest: Seconds = LONGEST) -> list[Span]:

@@ -1,9 +1,9 @@
 """The playground: a clip from a file or the microphone, what one model or two hear in it, and what noise, codecs and rooms do to that.
 
-Notable: what is sent is decoded elsewhere (:mod:`speechlab.uploads`). Models hear one request after another in one thread, so the page
-stays alive, and everyone sees the text as it comes.
+Notable: what is sent is decoded in one process (:mod:`speechlab.uploads`) and heard in another (:mod:`speechlab.worker`), together with
+what others sent, so the page stays alive, and everyone sees the text as it comes.
 
-Not covered: requests of several people batched together; recognition while the microphone is still on.
+Not covered: recognition while the microphone is still on.
 """
 
 from __future__ import annotations
@@ -13,17 +13,14 @@ import base64
 import io
 import json
 import random
-import time
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import panel as pn
 
-from speechlab import audio, config, listen, passages, players, systems, text, uploads
+from speechlab import audio, config, listen, passages, players, text, uploads, worker
 from speechlab.audio import Wave
 from speechlab.errors import InputError
 from speechlab.markup import CSS, LEGEND, Html, alignment_html, framed, table_html
@@ -31,7 +28,6 @@ from speechlab.passages import Passage
 from speechlab.scoring import score
 from speechlab.units import SAMPLE_RATE, Seconds, clock
 
-LOADED = 3  # models kept
 NONE = "none"
 EFFECTS = {effect.name: effect for effect in listen.EFFECTS}
 USUAL = ("tiny.en",)
@@ -39,9 +35,6 @@ FIELD_CSS = """
 .bk-input { background: transparent; color: inherit; } .bk-input option { background: Canvas; color: CanvasText; }
 .bk-input::file-selector-button { font: inherit; color: inherit; background: #8882; border: 1px solid #8888; border-radius: .3em; }
 """
-
-_hearing = ThreadPoolExecutor(1, thread_name_prefix="playground")
-_ready = lru_cache(LOADED)(systems.ready)
 
 
 class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are not read
@@ -64,8 +57,9 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
         self._wave_N: Wave | None = None
         self._changed_N: Wave | None = None
         self._heard: list[tuple[str, list[Passage]]] = []
-        self._took: dict[str, Seconds] = {}
+        self._took: dict[str, Seconds | None] = {}
         self._blinded, self._turn = False, 0
+        self._hearing: worker.Hearing | None = None
         wide = {"sizing_mode": "stretch_width", "max_width": 420, "margin": 0, "stylesheets": [FIELD_CSS]}
         self.file = pn.widgets.FileInput(label="A recording", accept="audio/*,video/*,.flac,.opus,.g722", **wide)
         self.microphone = players.Microphone(margin=0)
@@ -102,6 +96,8 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
 
     def __panel__(self) -> pn.viewable.Viewable:
         """The layout."""
+        if pn.state.curdoc and pn.state.curdoc.session_context:  # on a page that was left nobody waits
+            pn.state.on_session_destroyed(lambda _: self._next())
         row = {"sizing_mode": "stretch_width", "align_items": "end", "gap": "8px 16px", "margin": (6, 0)}
         return pn.Column(
             pn.FlexBox(self.file, self.microphone, **row),
@@ -143,6 +139,8 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
     def _next(self) -> int:
         """A new request: what earlier ones still come to is let go."""
         self._turn += 1
+        if self._hearing is not None:
+            self._hearing.close()
         return self._turn
 
     async def _chosen(self, event: Any) -> None:
@@ -189,13 +187,15 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
         try:
             for i, name in enumerate(names):
                 self._tell(f"{self._title(i)} listens …")
-                async for passage in self._coming(name, wave_N, turn):
+                self._hearing = hearing = worker.SHARED.ask(name, self.language, wave_N)
+                async for passage in hearing:
                     if turn != self._turn:
                         return
                     self._heard[i][1].append(passage)
                     self.player.rows = players.rows([(self._title(j), heard) for j, (_, heard) in enumerate(self._heard)])
                 if turn != self._turn:
                     return
+                self._took[name] = hearing.seconds
         except InputError as e:
             if turn == self._turn:
                 self._tell(str(e))
@@ -209,33 +209,6 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
         self.saves.visible = not silent
         self._rated()
         self._storable()
-
-    async def _coming(self, name: str, wave_N: Wave, turn: int) -> AsyncIterator[Passage]:
-        """Passages as they are heard, in the one thread that hears."""
-        loop, queue, took = asyncio.get_running_loop(), asyncio.Queue[Any](), self._took
-
-        def work() -> None:
-            try:
-                model, how = _ready(name, self.language)
-                began = time.perf_counter()
-                for passage, _ in passages.hear(model, wave_N, **how):
-                    if turn != self._turn:  # nobody waits for it any more
-                        break
-                    loop.call_soon_threadsafe(queue.put_nowait, passage)
-                took[name] = time.perf_counter() - began
-                loop.call_soon_threadsafe(queue.put_nowait, None)
-            except Exception as e:
-                loop.call_soon_threadsafe(queue.put_nowait, e)
-
-        _hearing.submit(work)
-        while (got := await queue.get()) is not None:
-            if isinstance(got, InputError):
-                raise got
-            if isinstance(got, Exception):
-                raise InputError(
-                    f"{name} could not hear the clip.", got=f"{type(got).__name__}: {got}"[:300], do="try another model"
-                ) from got
-            yield got
 
     def _title(self, i: int) -> str:
         return "first" if self._blinded and not i else "second" if self._blinded else self._heard[i][0]
