@@ -22,7 +22,8 @@ from bokeh.models import ColumnDataSource, DataRange1d, Range1d
 from speechlab import door, plots, text
 from speechlab.errors import InputError
 from speechlab.history import MOST_POINTS, SILENCE, History, number
-from speechlab.markup import CSS, Html, samples_html
+from speechlab.markup import CSS, Html, samples_html, time_html
+from speechlab.plots.style import describe
 from speechlab.runs import Event, Run
 from speechlab.units import Seconds, clock
 
@@ -50,7 +51,19 @@ h3 { margin: .6em 0 .2em; font-size: 1.05em; }
 
 GRID = {"display": "grid", "grid-template-columns": "repeat(auto-fit, minmax(min(250px, 100%), 1fr))", "gap": "12px"}
 
-PAGE = """
+# times of a page in its reader's zone and manner; an element of its own finds them behind every shadow root, whenever they are written
+ZONE = """
+customElements.define("local-time", class extends HTMLElement {
+  connectedCallback() {
+    const time = this.querySelector("time");
+    if (!time) return;
+    time.title = time.textContent;
+    time.textContent = new Date(time.dateTime).toLocaleString(undefined, {dateStyle: "medium", timeStyle: "short"});
+  }
+});
+"""
+PAGE = (
+    """
 {% extends base %}
 {% block postamble %}
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -63,9 +76,13 @@ PAGE = """
     body { color: #e4e7eb; }
   }
 </style>
+<script>"""
+    + ZONE
+    + """</script>
 {% endblock %}
 {% block contents %}{{ nav }}<main>{{ embed(roots.board) }}</main>{% endblock %}
 """
+)
 
 
 class Board(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
@@ -97,6 +114,8 @@ class Board(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
         """The board from all events so far, without updates: what a headless notebook ends with."""
         view = _View(self.run)
         view.tick()
+        for figure in view.figures:
+            describe(figure)
         return view.layout
 
 
@@ -122,10 +141,8 @@ class _View:
         wer = _figure(plots.word_error_rate(pd.DataFrame()))
         self._sources = [source for figure in figures for source in figure.select({"type": ColumnDataSource})]
         self._wer_sources = list(wer.select({"type": ColumnDataSource}))
-        panes = [
-            pn.pane.Bokeh(figure, sizing_mode="stretch_width", margin=0)
-            for figure in [figures[0], *([wer] if self._scored else []), *figures[1:]]
-        ]
+        self.figures = [figures[0], *([wer] if self._scored else []), *figures[1:]]
+        panes = [pn.pane.Bokeh(figure, sizing_mode="stretch_width", margin=0) for figure in self.figures]
         grid = pn.Column(*panes, sizing_mode="stretch_width", styles=GRID)
         self.layout = pn.Column(self._header, grid, self._samples, self._log, sizing_mode="stretch_width", name="board")
         self._callback: Any = None
@@ -197,7 +214,7 @@ class _View:
         return str(
             Html(
                 '<div class="speechlab"><div class="headline"><span class="badge {}" role="status">{}</span>{}{}</div>'
-                '<div class="bar" role="progressbar" aria-valuenow="{:.0f}" aria-valuemin="0" aria-valuemax="100">'
+                '<div class="bar" role="progressbar" aria-label="progress" aria-valuenow="{:.0f}" aria-valuemin="0" aria-valuemax="100">'
                 '<div style="width:{:.1f}%"></div></div>'
                 '<div class="tiles">{}</div></div>'
             ).format(
@@ -249,13 +266,15 @@ def _sound(run: Run, name: Any) -> bytes | None:
 
 def _log_html(log: list[Event]) -> Html:
     lines = Html("").join(
-        Html('<li class="{}">{}</li>').format(
+        Html('<li class="{}">{} {}</li>').format(
             "failure" if event["kind"] == "failure" else event.get("level", "info"),
+            Html('<span class="faint">{}</span>').format(time_html(number(event.get("time")))),
             event.get("error") if event["kind"] == "failure" else event.get("text"),
         )
         for event in reversed(log)
     )
-    return Html('<div class="speechlab"><h3>Messages, newest first</h3><ul class="log" role="log">{}</ul></div>').format(lines)
+    page = '<div class="speechlab"><h3>Messages, newest first</h3><div role="log" aria-label="messages">{}</div></div>'
+    return Html(page).format(Html('<ul class="log" tabindex="0">{}</ul>').format(lines))
 
 
 def _show(value: Any, pattern: str, unit: str = "") -> str:
