@@ -207,11 +207,7 @@ class _Page:
             shown = self._make(asked)
         except Exception as e:
             shown = _text(_problem(TITLES[self.address], e))
-        template = pn.Template(board.PAGE, location=True)
-        template.add_variable("nav", nav_html(self.address, login.badge_html(login.visitor())))
-        template.add_variable("keeps", self.address in KEEPS)
-        template.add_panel("board", shown)
-        return template
+        return board.page(shown, nav_html(self.address, login.badge_html(login.visitor())), keeps=self.address in KEEPS)
 
 
 def nav_html(here: str, who: Html | str = "") -> Html:

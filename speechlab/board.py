@@ -23,7 +23,8 @@ from bokeh.models import ColumnDataSource, DataRange1d, GlyphRenderer, Range1d
 from speechlab import door, plots, pulse, text
 from speechlab.errors import InputError
 from speechlab.history import MOST_POINTS, SILENCE, Feed, number
-from speechlab.markup import CSS, Html, samples_html
+from speechlab.markup import CSS, Html, samples_html, time_html
+from speechlab.plots.style import describe
 from speechlab.runs import Event, Run
 from speechlab.units import Seconds, clock
 
@@ -50,27 +51,6 @@ h3 { margin: .6em 0 .2em; font-size: 1.05em; }
 )
 
 GRID = {"display": "grid", "grid-template-columns": "repeat(auto-fit, minmax(min(250px, 100%), 1fr))", "gap": "12px"}
-
-PAGE = """
-{% extends base %}
-{% block postamble %}
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-  :root { color-scheme: light dark; --design-background-text-color: #1b1f24; --page: #fff; }
-  body { margin: 0; background: var(--page); color: #1b1f24; }
-  main { max-width: 1240px; margin: 0 auto; padding: 1rem; box-sizing: border-box; }
-  @media (prefers-color-scheme: dark) {
-    :root { --design-background-text-color: #e4e7eb; --page: #14171b; }
-    body { color: #e4e7eb; }
-  }
-  .away { position: fixed; inset: auto 0 0; padding: .8rem 1rem; background: #1b1f24; color: #fff; font: 15px/1.4 system-ui, sans-serif; }
-  .away button { font: inherit; }
-</style>
-{% endblock %}
-{% block contents %}{{ nav }}<main>{{ embed(roots.board) }}{% if roots.location %}{{ embed(roots.location) }}{% endif %}</main>
-<script>{% if keeps %}document.body.dataset.keeps = 1;{% endif %}
-{% raw %}AWAY{% endraw %}</script>{% endblock %}
-""".replace("AWAY", (TEMPLATES / "away.js").read_text("utf-8"))
 
 
 class Board(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
@@ -104,6 +84,8 @@ class Board(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
         before = -1
         while (now := view.tick()) != before:
             before = now
+        for figure in view.figures:
+            describe(figure)
         return view.layout
 
 
@@ -129,10 +111,8 @@ class _View:
         wer = _figure(plots.word_error_rate(pd.DataFrame()))
         self._source = _shared(figures, self._history.curves)
         self._wer_sources = list(wer.select({"type": ColumnDataSource}))
-        panes = [
-            pn.pane.Bokeh(figure, sizing_mode="stretch_width", margin=0)
-            for figure in [figures[0], *([wer] if self._scored else []), *figures[1:]]
-        ]
+        self.figures = [figures[0], *([wer] if self._scored else []), *figures[1:]]
+        panes = [pn.pane.Bokeh(figure, sizing_mode="stretch_width", margin=0) for figure in self.figures]
         grid = pn.Column(*panes, sizing_mode="stretch_width", styles=GRID)
         self.layout = pn.Column(self._header, grid, self._samples, self._log, sizing_mode="stretch_width", name="board")
         self._callback: Any = None
@@ -213,7 +193,7 @@ class _View:
         return str(
             Html(
                 '<div class="speechlab"><div class="headline"><span class="badge {}" role="status">{}</span>{}{}</div>'
-                '<div class="bar" role="progressbar" aria-valuenow="{:.0f}" aria-valuemin="0" aria-valuemax="100">'
+                '<div class="bar" role="progressbar" aria-label="progress" aria-valuenow="{:.0f}" aria-valuemin="0" aria-valuemax="100">'
                 '<div style="width:{:.1f}%"></div></div>'
                 '<div class="tiles">{}</div></div>'
             ).format(
@@ -275,13 +255,15 @@ def _sound(run: Run, name: Any) -> bytes | None:
 
 def _log_html(log: list[Event]) -> Html:
     lines = Html("").join(
-        Html('<li class="{}">{}</li>').format(
+        Html('<li class="{}">{} {}</li>').format(
             "failure" if event["kind"] == "failure" else event.get("level", "info"),
+            Html('<span class="faint">{}</span>').format(time_html(number(event.get("time")))),
             event.get("error") if event["kind"] == "failure" else event.get("text"),
         )
         for event in reversed(log)
     )
-    return Html('<div class="speechlab"><h3>Messages, newest first</h3><ul class="log" role="log">{}</ul></div>').format(lines)
+    page = '<div class="speechlab"><h3>Messages, newest first</h3><div role="log" aria-label="messages">{}</div></div>'
+    return Html(page).format(Html('<ul class="log" tabindex="0">{}</ul>').format(lines))
 
 
 def _show(value: Any, pattern: str, unit: str = "") -> str:
@@ -296,10 +278,19 @@ def _clock(seconds: Seconds) -> str:
 # -- a page of its own ---------------------------------------------------------------------------
 
 
-def page(run: Run | str | Path) -> pn.Template:
-    """The board as a web page that is light or dark as its reader's system is."""
-    template = pn.Template(PAGE)
-    template.add_panel("board", Board(run).panel())
+def page(shown: pn.viewable.Viewable, nav: Html | str = "", keeps: bool = False) -> pn.Template:
+    """A web page that is light or dark as its reader's system is, has times in their zone, and comes back when its server does.
+
+    Args:
+        shown: What is on it.
+        nav: Above that.
+        keeps: Whether something may be entered on it that its address does not hold.
+    """
+    template = pn.Template((TEMPLATES / "page.html.j2").read_text("utf-8"), location=True)
+    scripts = {name: (TEMPLATES / f"{name}.js").read_text("utf-8") for name in ("zone", "away")}
+    for name, value in {"nav": nav, "keeps": keeps, **scripts}.items():
+        template.add_variable(name, value)
+    template.add_panel("board", shown)
     return template
 
 
@@ -318,4 +309,4 @@ def serve(run: Run | str | Path, port: int = 5006, address: str = "127.0.0.1", s
     """
     run = run if isinstance(run, Run) else Run(run)
     about = {"show": show, "threaded": threaded, "verbose": False, "title": f"{run.id}: board"}
-    return pn.serve(lambda: page(run), **about, **door.guarded(address, port))
+    return pn.serve(lambda: page(Board(run).panel()), **about, **door.guarded(address, port))

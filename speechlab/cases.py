@@ -45,6 +45,7 @@ CASES_CSS = (
 .speechlab .case img { display: block; width: 100%; max-width: 480px; }
 .speechlab .case .wave { height: 36px; } .speechlab .case .mel { height: 64px; }
 .speechlab .case audio { width: 100%; max-width: 480px; }
+@media print { .speechlab .case { break-inside: avoid; } }
 """
 )
 
@@ -269,8 +270,8 @@ class Cases:
             audio.save_flac(flac, wave_N)
             for suffix, data in (("flac", flac.getvalue()), ("svg", seen.wave.encode()), ("png", seen.mel)):
                 write_atomic(folder / f"{name}.{suffix}", data)
-            player = Html('<audio controls preload="none" src="{}.flac"></audio>').format(name)
-            cards.append(self.card(id, f"no. {rank}", _pictured(f"{name}.svg", f"{name}.png", player)))
+            player = Html('<audio controls preload="none" aria-label="{}" src="{}.flac"></audio>').format(id, name)
+            cards.append(self.card(id, f"no. {rank}", _pictured(id, f"{name}.svg", f"{name}.png", player)))
             files.append(f"{name}.flac")
         chosen = self.table.iloc[[self._at[id] for id in ids]].reset_index(drop=True)
         chosen = pd.concat([pd.DataFrame({"rank": range(1, len(ids) + 1), "file": files}), chosen], axis=1)
@@ -300,13 +301,12 @@ class Cases:
             return Html('<p class="faint">{}</p>').format(e)
         kinds = (("image/svg+xml", media.wave.encode()), ("image/png", media.mel))
         wave, mel = (f"data:{kind};base64,{base64.b64encode(data).decode()}" for kind, data in kinds)
-        return _pictured(wave, mel, player_html(media.audio))
+        return _pictured(id, wave, mel, player_html(media.audio, id))
 
 
-def _pictured(wave: str, mel: str, player: Html) -> Html:
-    return Html('<img class="wave" alt="waveform" src="{}"><img class="mel" alt="log-mel spectrogram" src="{}">{}').format(
-        wave, mel, player
-    )
+def _pictured(id: str, wave: str, mel: str, player: Html) -> Html:
+    pictures = Html('<img class="wave" alt="waveform of {0}" src="{1}"><img class="mel" alt="log-mel spectrogram of {0}" src="{2}">{3}')
+    return pictures.format(id, wave, mel, player)
 
 
 def _many(count: int, word: str) -> str:

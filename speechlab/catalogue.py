@@ -172,8 +172,7 @@ class _Watched:
         self._seconds, self._clips, self._started, self._best = math.nan, 0, math.nan, math.nan
 
     def look(self) -> Entry:
-        marks = (_mark(self._path, "config.yaml"), _mark(self._path, "evaluations", "checkpoints"), _mark(self._path, "events.jsonl"),
-                 _mark(self._path, "driver.lock"))  # fmt: skip
+        marks = marks_of(self._path)
         if marks == self._marks and not self._tail.more and self._stands() == self._entry.state:
             return self._entry
         before = self._marks if self._marks and self._entry.state != "broken" else ((),) * len(marks)
@@ -259,6 +258,17 @@ class _Watched:
         if not entry.live and self._stood != "new" and not self._tail.more:
             self._history = None
         return entry
+
+
+def entry(path: Path) -> Entry:
+    """What is known of one run; of one that cannot be read, why."""
+    return _Watched(path).look()
+
+
+def marks_of(path: Path) -> tuple[Mark, ...]:
+    """What tells whether a run has changed: of its config, its evaluations and checkpoints, its events, its driver."""
+    files = (("config.yaml",), ("evaluations", "checkpoints"), ("events.jsonl",), ("driver.lock",))
+    return tuple(_mark(path, *names) for names in files)
 
 
 def _mark(folder: Path, *names: str) -> Mark:

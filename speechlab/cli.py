@@ -104,6 +104,7 @@ def report(
     found = runs.find(run) if run else runs.Run.create(configs.load(config, set_ or []))
     with _Meter() as meter:
         path = reports.make(found)
+        _index(found.path.parent)
     for line in reports.costs(found):
         out.print(line, markup=False)
     out.print(f"in all          {clock(time.monotonic() - began)}, peak memory {meter.peak / 1e9:.1f} GB over all processes", markup=False)
@@ -151,7 +152,19 @@ def notebook(
     values = dict(item.split("=", 1) for item in parameter or [])
     folder = configs.reports() / "notebooks" / f"{time.strftime('%Y%m%d-%H%M%S')}-{path.stem}"
     executed = reports.execute(path, folder / path.name, {name: _plain(value) for name, value in values.items()})
-    out.print(str(reports.html([executed], folder / f"{path.stem}.html", path.stem)), markup=False)
+    made = reports.html([executed], folder / f"{path.stem}.html", path.stem)
+    _index(configs.reports())
+    out.print(str(made), markup=False)
+
+
+def _index(folder: Path) -> None:
+    """The page of all reports, anew; the report that was asked for is there without it."""
+    from speechlab import overview
+
+    try:
+        out.print(f"all reports     {overview.write(folder)}", markup=False)
+    except (InputError, OSError) as e:
+        err.print(f"The page of all reports could not be written: {e}", markup=False, style="red")
 
 
 def _plain(text: str) -> object:

@@ -59,6 +59,14 @@ def runs_(
             out.print(_shown(f"WER of other test clips or another normaliser, and not to be compared: {', '.join(others.id)}"))
 
 
+@app.command("reports")
+def reports_() -> None:
+    """Write the page that links and compares what was reported, reports/index.html; its path is the last line."""
+    from speechlab import overview
+
+    out.print(str(overview.write()), markup=False)
+
+
 @app.command()
 def prune(
     run: NameArgument,

@@ -23,7 +23,7 @@ import pandas as pd
 
 from speechlab.errors import InputError
 from speechlab.scoring import Scores
-from speechlab.statistics import By, Interval, Mapsswe, holm, mapsswe, paired_t, ratio_interval, sign_flip, welch
+from speechlab.statistics import By, Interval, Ints, Mapsswe, holm, mapsswe, paired_t, ratio_interval, sign_flip, welch
 from speechlab.strata import SMALL, split
 
 MARGIN = 0.5  # points of WER that a new system may be worse
@@ -292,6 +292,28 @@ def judge(difference: Difference | Families, margin: float = MARGIN, by: By | No
         if found.kind != trained.kind:
             found = found if found.kind == "INCONCLUSIVE" else trained if trained.kind == "INCONCLUSIVE" else found
     return found
+
+
+def judge_counts(
+    errors_U: Ints, words_U: Ints, speakers: Sequence[str], margin: float = MARGIN, resamples: int = 1000, seed: int = 0
+) -> tuple[float, Verdict]:
+    """The difference in points and the verdict of :func:`judge`, from counts alone: of many pairs, where no test is asked for.
+
+    Args:
+        errors_U: Errors of the new system minus those of the old one, of each utterance.
+        words_U: Words of each.
+        speakers: Who said each.
+        margin: Points of WER that the new system may be worse.
+        resamples: Bootstrap resamples.
+        seed: Of the resamples.
+    """
+    who, index_U = np.unique(np.asarray(speakers), return_inverse=True)
+    by: By = "speaker" if len(who) > 1 else "utterance"
+    units = [np.bincount(index_U, values, len(who)).astype(np.int64) if by == "speaker" else values for values in (errors_U, words_U)]
+    found = ratio_interval(units[0], units[1], by=by, resamples=resamples, seed=seed)
+    points = 100 * float(errors_U.sum() / words_U.sum())
+    interval = replace(found, low=100 * found.low, high=100 * found.high)
+    return points, _verdict(points, interval, margin, len(errors_U), "utterances of this kind")
 
 
 def _verdict(points: float, interval: Interval, margin: float, units: int, what: str) -> Verdict:

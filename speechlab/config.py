@@ -7,12 +7,14 @@ change results (workers, devices, addresses, paths) is not part of an experiment
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -574,11 +576,17 @@ def _parse(text: str, source: str) -> dict[str, Any]:
 
 def _yaml(text: str, source: str) -> Any:
     try:
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader, and stricter
+        return copy.deepcopy(_read(text))
     except (yaml.YAMLError, ValueError, RecursionError) as e:  # the last two: a date like 2001-99-99, and deep nesting
         expected = "plain YAML: no tags, no anchors, each key once"
         do = "mend the place named above"
         raise InputError(f"{source} is not YAML that can be used.", got=str(e), expected=expected, do=do) from None
+
+
+@lru_cache(maxsize=64)
+def _read(text: str) -> Any:
+    """A page asks for the same run's config again and again."""
+    return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader, and stricter
 
 
 class _StrictLoader(yaml.SafeLoader):

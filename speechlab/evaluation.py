@@ -353,10 +353,10 @@ def save(folder: Path, evaluation: Evaluation) -> None:
     write_atomic(folder / f"{evaluation.name}.json", json.dumps(meta, indent=1, ensure_ascii=False).encode())
 
 
-def load(folder: Path) -> list[Evaluation]:
-    """All evaluations of a folder, by name; those of an older version of the lab are left out, and measured anew when asked for."""
+def load(folder: Path, wanted: str = "*--*--*") -> list[Evaluation]:
+    """Evaluations of a folder whose names match, in their order; those of an older version of the lab are left out, and made anew."""
     found = []
-    for path in sorted(folder.glob("*--*--*.json")):
+    for path in sorted(folder.glob(f"{wanted}.json")):
         meta = json.loads(path.read_text("utf-8"))
         if set(meta) == set(Evaluation.__dataclass_fields__) - {"rows"}:
             found.append(Evaluation(**meta, rows=pd.read_parquet(path.with_suffix(".parquet"))))

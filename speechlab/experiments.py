@@ -113,7 +113,7 @@ def tested(run: Run) -> dict[str, Any]:
     Returns:
         Nothing, or a note alone, where it was not heard on clean test clips.
     """
-    found = _evaluations(run)
+    found = _evaluations(run, "*--clean--*")
     clean = next((e for e in found if conditions.condition(e.condition).kind == "clean"), None)
     if clean is None:
         old = any((run.path / "evaluations").glob("*--clean--*.json")) and not found
@@ -128,9 +128,9 @@ def tested(run: Run) -> dict[str, Any]:
     }
 
 
-def _evaluations(run: Run) -> list[Evaluation]:
+def _evaluations(run: Run, wanted: str = "*--*--*") -> list[Evaluation]:
     """Those of the trained system, clean speech first, each condition's usual context before others."""
-    known = [e for e in evaluation.load(run.path / "evaluations") if e.system != "pretrained"]
+    known = [e for e in evaluation.load(run.path / "evaluations", wanted) if e.system != "pretrained"]
     places = {name: place for place, name in enumerate(conditions.STANDARD)}
     return sorted(results.usual_first(known), key=lambda e: places.get(e.condition, len(places)))
 

@@ -307,7 +307,7 @@ def _rates(gate: Gate) -> Html:
             rows.append({"": about, **rates, "S / D / I": f"{r['substitutions']} / {r['deletions']} / {r['insertions']}"})
     table = table_html(pd.DataFrame(rows), dict.fromkeys(("WER %", "95 %", "S / D / I"), "{}"))
     said = f"{len(gate.judged[0].candidate.rows):,} clips; intervals over utterances: these speakers."
-    return Html('<h2>Word error rates</h2><div class="scroll">{}</div><p class="faint">{}</p>').format(table, said)
+    return Html('<h2>Word error rates</h2>{}<p class="faint">{}</p>').format(table, said)
 
 
 def _condition(judged: Judged, named: bool) -> Html:
@@ -322,7 +322,7 @@ def _condition(judged: Judged, named: bool) -> Html:
     ]
     losses = samples_html(rows, systems={"a": "baseline", "b": "candidate"}, legend=False) if rows else ""
     counts = f"Utterances with more errors than before: {len(lost)}; with fewer: {won}; with as many: {same}."
-    return Html('<h2>The difference{0}</h2><div class="scroll">{1}</div><h2>Worst losses{0}</h2><p>{2}{3}</p>{4}{5}').format(
+    return Html("<h2>The difference{0}</h2>{1}<h2>Worst losses{0}</h2><p>{2}{3}</p>{4}{5}").format(
         f" under {judged.condition}" if named else "",
         table,
         counts,

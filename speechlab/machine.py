@@ -28,7 +28,7 @@ import psutil
 
 from speechlab import pool
 from speechlab.board import BOARD_CSS
-from speechlab.markup import Html
+from speechlab.markup import Html, scrolled
 from speechlab.shelf import LINKS_CSS
 from speechlab.units import Seconds
 from speechlab.upkeep import size
@@ -42,7 +42,7 @@ MACHINE_CSS = (
     + LINKS_CSS
     + """
 .part { padding: .45em 0; } .part b { font-weight: 600; }
-.bar.full div { background: #d55e00; }
+.bar.full div { background: #d55e00; } .services td { overflow-wrap: anywhere; }
 """
 )
 
@@ -234,17 +234,16 @@ def machine_html(found: list[Reading], running: list[Service]) -> Html:
         if any(r.what.startswith("GPU") for r in found)
         else Html('<div class="part"><b>GPU</b> none that nvidia-smi tells of</div>')
     )
-    head = Html("").join(Html("<th>{}</th>").format(name) for name in ("service", "state", ""))
+    head = Html("").join(Html("<th>{}</th>").format(name) for name in ("service", "state", "what it says"))
     rows = Html("").join(
         Html('<tr><td>{}</td><td><span class="badge {}">{}</span></td><td>{}</td></tr>').format(
             s.what, {"up": "finished", "down": "failed"}.get(s.state, ""), s.state, s.told
         )
         for s in running
     )
-    page = Html(
-        '<div class="speechlab"><h1>System</h1>{}{}<h2>Services</h2><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
-    )
-    return page.format(bars, none, head, rows)
+    page = Html('<div class="speechlab"><h1>System</h1>{}{}<h2>Services</h2>{}</div>')
+    table = Html('<table class="services"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>').format(head, rows)
+    return page.format(bars, none, scrolled(table, "services"))
 
 
 def _loading() -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +26,7 @@ from markupsafe import Markup
 from speechlab import text
 from speechlab.config import leaves
 from speechlab.scoring import align
+from speechlab.units import Seconds, moment
 
 CSS = """
 .speechlab { font: 14px/1.45 system-ui, sans-serif; color: inherit; overflow-x: auto; padding-bottom: 4px; }
@@ -34,16 +36,16 @@ CSS = """
 .speechlab th { font-weight: 600; border-bottom: 1px solid #888a; }
 .speechlab td:first-child { min-width: 6em; }
 .speechlab .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.speechlab .faint { opacity: .75; font-size: .9em; overflow-wrap: anywhere; }
+.speechlab .faint { opacity: .85; font-size: .9em; overflow-wrap: anywhere; }
 .speechlab dl { display: grid; grid-template-columns: max-content 1fr; gap: .15em 1em; margin: .4em 0; }
-.speechlab dt { opacity: .8; } .speechlab dd { margin: 0; overflow-wrap: anywhere; }
+.speechlab dt { opacity: .85; } .speechlab :is(dt, dd) { margin: 0; overflow-wrap: anywhere; }
 .speechlab s, .speechlab u { padding: 0 .15em; border-radius: .2em; text-decoration-thickness: 2px; text-underline-offset: 3px; }
 .speechlab s.del { background: #0072b238; text-decoration-color: #0072b2; }
 .speechlab u.ins { background: #d55e0038; text-decoration: underline double #d55e00; }
 .speechlab .sub s { background: #cc79a730; text-decoration-color: #cc79a7; opacity: .8; }
 .speechlab .sub u { background: #cc79a748; text-decoration: underline wavy 1.5px #cc79a7; }
 .speechlab .samples td:first-child { min-width: 12em; }
-.speechlab .scroll { overflow-x: auto; }
+.speechlab .scroll { overflow-x: auto; } .speechlab .scroll:focus-visible { outline: 2px solid; outline-offset: -2px; }
 .speechlab .prose { max-width: 60em; overflow-wrap: anywhere; } .speechlab .prose td, .speechlab .prose th { overflow-wrap: normal; }
 .speechlab .prose td:nth-child(2):last-child { overflow-wrap: anywhere; }
 .speechlab .prose h3, .speechlab .prose h4 { font: 600 1.1em system-ui, sans-serif; margin: 1.2em 0 .3em; }
@@ -58,6 +60,11 @@ CSS = """
   .speechlab .samples tr { border-bottom: 1px solid #8886; padding: .6em 0; }
   .speechlab .samples td[data-label]::before { content: attr(data-label) ": "; opacity: .7; font-size: .85em; }
   .speechlab dl { grid-template-columns: 1fr; gap: 0; } .speechlab dd { margin: 0 0 .4em 1em; }
+}
+@media print {
+  .speechlab, .speechlab .scroll, .speechlab .log { overflow: visible; max-height: none; }
+  .speechlab audio { display: none; } .speechlab tr, .speechlab img, .speechlab svg { break-inside: avoid; }
+  .speechlab th, .speechlab td { padding: .25em .5em; }
 }
 """
 
@@ -128,13 +135,15 @@ main {{ max-width: 780px; margin: 0 auto; padding: 1rem; }} h1 {{ font: 600 1.4e
 """)
 
 
-def player_html(mp3: bytes) -> Html:
+def player_html(mp3: bytes, name: str = "clip") -> Html:
     """An audio player that carries its sound, so that it plays from a single file without a network.
 
     Args:
         mp3: An MP3 file's bytes.
+        name: What a screen reader says of it.
     """
-    return Html('<audio controls preload="metadata" src="data:audio/mpeg;base64,{}"></audio>').format(base64.b64encode(mp3).decode())
+    sound = base64.b64encode(mp3).decode()
+    return Html('<audio controls preload="metadata" aria-label="{}" src="data:audio/mpeg;base64,{}"></audio>').format(name, sound)
 
 
 def samples_html(
@@ -157,7 +166,7 @@ def samples_html(
     body = Html("").join(
         Html('<tr><td><span class="faint">{}</span>{}</td>{}{}</tr>').format(
             row["id"],
-            player_html(row["audio"]) if row.get("audio") else "",
+            player_html(row["audio"], row["id"]) if row.get("audio") else "",
             cell.format("reference", row["reference"] or Html('<span class="faint">(empty)</span>')),
             Html("").join(cell.format(name, alignment_html(row["reference"], row[key], normaliser)) for key, name in systems.items()),
         )
@@ -189,7 +198,17 @@ def table_html(table: pd.DataFrame, formats: Mapping[str, str] | None = None, ca
         for row in table.itertuples(index=False, name=None)
     )
     title = Html("<caption>{}</caption>").format(caption) if caption else Html("")
-    return Html("<table>{}<thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(title, head, rows)
+    return scrolled(Html("<table>{}<thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(title, head, rows), caption or "table")
+
+
+def scrolled(body: Html, name: str) -> Html:
+    """What may be wider than its place, so that it scrolls for itself, by the keyboard too (WCAG 2.1.1).
+
+    Args:
+        body: Usually a table.
+        name: What a screen reader says of it.
+    """
+    return Html('<div class="scroll" role="group" tabindex="0" aria-label="{}">{}</div>').format(name, body)
 
 
 def _cell(value: Any, pattern: str | None) -> Any:
@@ -200,6 +219,18 @@ def _cell(value: Any, pattern: str | None) -> Any:
     if pattern:
         return pattern.format(value)
     return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def time_html(when: Seconds) -> Html:
+    """A time with its offset from UTC; pages that the lab serves show it in their reader's zone (``templates/zone.js``).
+
+    Args:
+        when: In seconds since 1970; what is no number shows as a dash.
+    """
+    if when != when:
+        return Html("–")
+    utc = datetime.fromtimestamp(when, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return Html('<local-time><time datetime="{}">{}</time></local-time>').format(utc, moment(when))
 
 
 def definitions_html(values: Mapping[str, Any]) -> Html:
@@ -226,7 +257,10 @@ def markdown_html(text: str) -> Html:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(int(token.tag[1]) + 2, 6)}"
     page = _markdown().renderer.render(tokens, _markdown().options, {})
-    page = page.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
+    page = page.replace("<table>", '<div class="scroll" role="group" tabindex="0" aria-label="table"><table>').replace(
+        "</table>", "</table></div>"
+    )
+    page = page.replace("<pre>", '<pre tabindex="0">')
     return Html('<div class="prose">{}</div>').format(Html(page))
 
 

@@ -27,7 +27,7 @@ from speechlab import config as configs
 from speechlab import evaluation
 from speechlab.errors import InputError, did_you_mean
 from speechlab.runs import Run, write_atomic
-from speechlab.units import Seconds, clock
+from speechlab.units import Seconds, clock, moment
 
 TEMPLATES = Path(__file__).parent / "templates"
 HIDDEN = {"parameters", "injected-parameters"}
@@ -207,7 +207,7 @@ def html(notebooks: Sequence[str | Path], output: str | Path, title: str) -> Pat
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
-    resources = {"title": title, "contents": contents(merged), "made": time.strftime("%Y-%m-%d %H:%M"), "metadata": {"name": "report"}}
+    resources = {"title": title, "contents": contents(merged), "made": moment(time.time()), "metadata": {"name": "report"}}
     page, _ = exporter.from_notebook_node(merged, resources=resources)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,7 @@ import pandas as pd
 from speechlab import commit, evaluation, provenance, verdict, versions
 from speechlab.corpora.base import lines_sha256
 from speechlab.errors import InputError
-from speechlab.markup import CSS, PAGE, Html, definitions_html, table_html
+from speechlab.markup import CSS, PAGE, Html, definitions_html, table_html, time_html
 from speechlab.runs import Run, write_atomic
 from speechlab.tracking import uri_for
 from speechlab.utterances import some
@@ -250,7 +249,7 @@ def record_html(run: Run) -> Html:
     """The whole record of a run but for its chain of digests: the seven rows, then how it ran and what it cost."""
     whole = provenance.record(run)
     weights = {name: value for name, value in whole["weights"].items() if name != "chain"}
-    when = {k: None if t is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(t)) for k, t in whole["time"].items()}
+    when = {k: None if t is None else time_html(t) for k, t in whole["time"].items()}
     cost = {name: round(value, 1) if isinstance(value, float) else value for name, value in whole["cost"].items()}
     rows = {name: whole.get(name, {}) for name in provenance.ROWS} | {"weights": weights, "execution": whole.get("execution", {})}
     rows["besides"] = {name: whole.get(name) for name in ("normaliser", "command", "state")} | {"time": when, "cost": cost}

@@ -18,7 +18,7 @@ import param
 from speechlab import pulse
 from speechlab.board import BOARD_CSS
 from speechlab.catalogue import Catalogue, Entry, Points
-from speechlab.markup import Html, framed
+from speechlab.markup import Html, framed, time_html
 from speechlab.units import Seconds, clock
 
 MOST = 60  # runs shown at a time
@@ -176,7 +176,9 @@ def run_html(entry: Entry) -> Html:
         f"test WER [{100 * entry.low:.2f}, {100 * entry.high:.2f}]" if tested else "test WER": _percent(entry.wer),
         "lowest validation WER": _percent(entry.dev),
         f"training, {entry.clips:,} clips" if trained else "training": clock(entry.seconds) if trained else "–",
-        "time left" if more else "started": clock(entry.remaining) if more else ago(entry.started),
+        Html("time left") if more else Html("started {}").format(time_html(entry.started)): clock(entry.remaining)
+        if more
+        else ago(entry.started),
     }
     steps = "" if entry.steps != entry.steps else f"step {entry.step:,.0f} of {entry.steps:,.0f}"
     link = Html('<a class="name" href="run?run={}">{}</a>').format(quote(entry.id, safe=""), entry.id)

@@ -52,6 +52,7 @@ class Normaliser:
 
 
 NORMALISERS = ("raw", "basic", "english")
+REMEMBERED = 20_000  # texts whose normalised form is kept, some MB
 
 
 @lru_cache
@@ -72,7 +73,8 @@ def normaliser(name: str) -> Normaliser:
     from whisper_normalizer.basic import BasicTextNormalizer
     from whisper_normalizer.english import EnglishTextNormalizer
 
-    apply = BasicTextNormalizer() if name == "basic" else EnglishTextNormalizer()
+    # every run on a corpus has the same references, and most answers: half a millisecond each, over hundreds of runs
+    apply = lru_cache(REMEMBERED)(BasicTextNormalizer() if name == "basic" else EnglishTextNormalizer())
     sources = ["basic.py"] if name == "basic" else ["basic.py", "english.py", "normalizers/english.json"]
     digest = hashlib.sha256()
     for source in sources:

@@ -18,6 +18,7 @@ R     bootstrap resamples
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TypeAlias
 
 Seconds: TypeAlias = float
@@ -51,3 +52,10 @@ def clock(seconds: Seconds) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def moment(when: Seconds) -> str:
+    """A time in seconds since 1970 with its offset from UTC, for pages that are read in whatever zone: ``2026-11-28 00:47 UTC+01:00``."""
+    here = datetime.fromtimestamp(when).astimezone()
+    offset = f"{here:%z}"
+    return f"{here:%Y-%m-%d %H:%M} UTC{offset[:3]}:{offset[3:5]}"

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from accessible import barriers
 
 from speechlab import config
 from speechlab.runs import Run
@@ -88,7 +89,7 @@ def settle(page: Any) -> None:
 
 
 def on_a_telephone(path: Path) -> Iterator[Any]:
-    """A page from the disk at 390 pixels, light and dark: it runs nothing, asks for nothing and fits."""
+    """A page from the disk at 390 pixels, light and dark: it runs nothing, asks for nothing, fits, and keeps nobody out."""
     with chromium() as browser:
         for scheme in ("light", "dark"):
             tab = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
@@ -96,6 +97,7 @@ def on_a_telephone(path: Path) -> Iterator[Any]:
             tab.goto(path.as_uri())
             assert not pwned(tab) and not log.external and not log.errors
             assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+            assert barriers(tab) == []
             yield tab
 
 

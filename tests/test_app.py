@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import panel as pn
 import pytest
+from accessible import barriers
 from browser import EVIL_TEXT, chromium, free_port, make_run, play, pwned, step_event, watch
 from heard import heard
 from sidelong import evaluated, trained
@@ -323,7 +324,7 @@ def test_the_app_is_shown_in_no_other_page(chrome, served, runs):
     url = served(runs)
     port = free_port()
     bare = {"websocket_origin": [f"127.0.0.1:{port}"], "show": False, "threaded": True, "verbose": False}
-    thread = pn.serve(lambda: board.page(runs / "live"), address="127.0.0.1", port=port, **bare)
+    thread = pn.serve(lambda: board.page(board.Board(runs / "live").panel()), address="127.0.0.1", port=port, **bare)
     try:
         page = chrome.new_page()
         page.set_content(f'<iframe src="http://127.0.0.1:{port}/" id="board"></iframe><iframe src="{url}run?run=live" id="app"></iframe>')
@@ -594,6 +595,9 @@ def test_errors_open_by_address_and_by_form(chrome, served, runs, prompts):
     says(page, "1 to 3 of 3", 120_000)
     says(page, "As recorded.")
     assert play(page.locator(".case:visible audio").first)["time"] > 0
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert barriers(page) == []
     page.get_by_placeholder("said > heard").fill("something")
     page.keyboard.press("Enter")
     says(page, "“something”")
@@ -654,6 +658,7 @@ def test_every_page_fits_its_window_and_reads(chrome, served, runs, width, schem
             lights = [page.locator(place).first.evaluate(luminance) for _ in range(5)]
             known = [light for light in lights if light == light]  # none of a text that was just written anew
             assert known and all((light > 0.5) == (scheme == "dark") for light in known), (address, place)
+        assert barriers(page) == [], address
         assert log.external == []
         page.context.close()
 

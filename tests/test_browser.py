@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from accessible import barriers
 from browser import EVIL, EVIL_TEXT, canvas_pixels, chromium, free_port, make_run, play, pwned, step_event, validation_event, watch
 from nbformat import v4
 from test_report import KERNEL, code
@@ -284,3 +285,58 @@ def test_the_report_reads_in_light_and_dark_and_on_a_telephone(browser, report_p
     ground, ink = page.locator("body").evaluate(luminance), page.locator(".tiles b").first.evaluate(luminance)
     assert abs(ground - ink) > 0.6
     assert (ground < 0.5) == dark
+    assert barriers(page) == []
+
+
+def test_every_figure_and_picture_of_the_report_says_what_it_shows(offline):
+    page, _ = offline
+    told = page.locator(".bk-Figure").evaluate_all("all => all.map(e => [e.getAttribute('role'), e.getAttribute('aria-label')])")
+    assert {role for role, _ in told} == {"img"}
+    assert any(label.startswith("Loss; loss (nats per token) over optimizer step; each step: 9 values, from ") for _, label in told)
+    assert any(label.startswith("WER, 95 % interval; ") and ": 7 [5, 9]" in label for _, label in told), told
+    assert any(label.startswith("Validation word error rate; WER (%) over optimizer step; 3: 5.667, 6: 4.333, 9: 3") for _, label in told)
+    assert all(page.locator("img").evaluate_all("all => all.map(e => e.alt)"))
+    assert all(page.locator("audio").evaluate_all("all => all.map(e => e.ariaLabel)"))
+
+
+def test_the_contents_lead_to_every_heading(offline):
+    page, _ = offline
+    links = page.locator("nav a")
+    lost = "links => links.filter(a => !document.getElementById(decodeURIComponent(a.hash.slice(1)))).map(a => a.hash)"
+    assert links.evaluate_all(lost) == []
+    assert links.all_inner_texts() == page.locator("main :is(h1, h2)").all_inner_texts() == ["Training", "Board", "Evaluation"]
+    links.last.click()
+    assert page.get_by_role("heading", name="Evaluation").bounding_box()["y"] < 100
+    links.last.evaluate("a => a.hash = '#nowhere'")
+    assert links.evaluate_all(lost) == ["#nowhere"], "negative control"
+
+
+@pytest.mark.parametrize("width", [1280, 700])
+def test_a_printed_report_cuts_no_figure_and_shows_no_control(browser, report_page, width):
+    page = browser.new_context(offline=True, color_scheme="dark", viewport={"width": width, "height": 900}).new_page()
+    page.goto(report_page.as_uri())
+    page.wait_for_selector("canvas")
+    page.wait_for_timeout(2000)
+    figures = page.locator(".bk-Figure")
+    assert set(figures.evaluate_all("all => all.map(e => getComputedStyle(e).breakInside)")) == {"avoid"}
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 703, "height": 1032})  # A4 but for its margins of 12 mm
+    for place in ("nav", "audio", "summary", ".screen"):
+        assert not any(e.is_visible() for e in page.locator(place).all()), place
+    assert all(f.bounding_box()["x"] + f.bounding_box()["width"] <= 704 for f in figures.all())
+    assert page.locator("body").evaluate("e => getComputedStyle(e).backgroundColor") == "rgb(255, 255, 255)"
+    sheet = page.pdf(prefer_css_page_size=True, format="A4")
+    assert sheet.startswith(b"%PDF") and len(sheet) > 50_000
+    page.emulate_media(media="screen")
+    assert page.locator("nav").is_visible() and page.locator("audio").first.is_visible(), "control"
+
+
+def test_what_keeps_people_out_is_found(browser):
+    """Behind a shadow root, as all of Panel's widgets are; the negative control of every test that asks for barriers."""
+    page = browser.new_page()
+    page.set_content("<!doctype html><html lang=en><title>t</title><main><h1>t</h1><div id=host></div></main>")
+    planted = "body => document.getElementById('host').attachShadow({mode: 'open'}).innerHTML = body"
+    page.evaluate(
+        planted, "<button><svg width=9 height=9></svg></button><p style='color:#aaa;background:#fff'>faint</p><button>ok</button>"
+    )
+    assert [line.partition(":")[0] for line in sorted(barriers(page))] == ["button-name", "color-contrast"]

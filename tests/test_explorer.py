@@ -231,14 +231,15 @@ AT = """([title, x, y]) => { for (const view of Bokeh.index.query(v => v.model.t
 
 
 def served(explorer: Explorer):
-    def page() -> pn.Template:
-        template = pn.Template(board.PAGE)
-        template.add_panel("board", explorer.panel())
-        return template
-
     port = free_port()
     thread = pn.serve(
-        page, address="127.0.0.1", port=port, websocket_origin=[f"127.0.0.1:{port}"], show=False, threaded=True, verbose=False
+        lambda: board.page(explorer.panel()),
+        address="127.0.0.1",
+        port=port,
+        websocket_origin=[f"127.0.0.1:{port}"],
+        show=False,
+        threaded=True,
+        verbose=False,
     )
     return thread, f"http://127.0.0.1:{port}/"
 

@@ -121,7 +121,7 @@ def test_no_text_but_our_own_becomes_markup(tmp_path, evil):
     nbformat.write(notebook, path)
     page = report.html([path], tmp_path / "out.html", evil).read_text("utf-8")
     found = live_markup(page)
-    assert found == ["link"], "the empty icon, and nothing else"
+    assert found == ["link", "script"], "the empty icon, our own script, and nothing else"
     control = page.replace("<h1>Fine", f"<h1>{evil}Fine")
     assert len(live_markup(control)) > len(found), "negative control"
 

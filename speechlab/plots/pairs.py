@@ -37,7 +37,7 @@ def difference(found: Difference | Families, margin: float) -> hv.Overlay:
     lowest, highest = min(0.0, rows.low.min()), max(margin, rows.high.max())  # zero and the margin are always in sight
     reach = (lowest - 0.05 * (highest - lowest) - 0.1, highest + 0.05 * (highest - lowest) + 0.1)
     looks = {"yticks": list(enumerate(rows["of"])), "ylim": (-0.6, len(rows) - 0.4), "invert_yaxis": True, "ylabel": "", "xlim": reach}
-    overlay = hv.Overlay(layers).opts(**looks, xlabel="b minus a (points of WER); dashed: the margin")
+    overlay = hv.Overlay(layers).opts(**looks, xlabel="b − a (points); dashed: margin")
     return finish(overlay, "Left is better, 95 % intervals", height=130 + 40 * len(rows))
 
 

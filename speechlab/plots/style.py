@@ -2,7 +2,8 @@
 
 Axes carry units, colours are from Okabe & Ito's palette (distinguishable without red-green vision, and
 each at least 3:1 against white and against near-black), backgrounds are transparent and lines of
-text mid-grey, so a figure reads on a light and on a dark page.
+text mid-grey, so a figure reads on a light and on a dark page. Each says in words what it shows
+(:func:`told`), for those who do not see it, and is printed on one page.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import pandas as pd
 
 from speechlab.errors import InputError
 
+PLACES = {"Line": ("x", "y"), "Scatter": ("x", "y"), "VBar": ("x", "top"), "HBar": ("right", "y"), "Quad": ("left", "top")}  # of glyphs
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # blue, vermilion, green, purple
 MARKERS = ("circle", "diamond", "square", "triangle")
 GREY = "#7b7f87"  # 4.1:1 on white, 4.4:1 on near-black
+LISTED = 8  # values that a figure's text names one by one; of more it tells the range
+MOST = 600  # characters of that text
 
 
 def extension() -> None:
@@ -123,6 +127,66 @@ def _style(plot: Any, element: Any) -> None:
     figure.toolbar.active_drag = figure.toolbar.active_scroll = None
     figure.toolbar.autohide = True
     figure.toolbar.logo = None
+    figure.styles = {**figure.styles, "break-inside": "avoid"}
+    describe(figure)
+
+
+def describe(figure: Any) -> None:
+    """Give a Bokeh figure the text that a screen reader says in its place; again, once its data are others."""
+    figure.html_attributes = {"role": "img", "aria-label": told(figure)}
+
+
+def told(figure: Any) -> str:
+    """What a Bokeh figure shows, in words: title, axes, and of each series its values, or their range.
+
+    >>> import holoviews as hv
+    >>> told(hv.render(finish(hv.Curve([(1, 2.0), (2, 1.5)], "step", "loss"), "Loss"), backend="bokeh"))
+    'Loss; loss over step; 1: 2, 2: 1.5'
+    """
+    across, up = figure.xaxis[0], figure.yaxis[0]
+    names = {renderer.id: item.label.value for legend in figure.legend for item in legend.items for renderer in item.renderers}
+    said: dict[str, None] = {}  # in order, each once: a curve may lie over its own dots
+    for renderer in figure.renderers:
+        glyph = getattr(renderer, "glyph", None)
+        pair = PLACES.get(type(glyph).__name__)
+        if pair is None:
+            continue
+        x, y = (_column(renderer.data_source.data, getattr(glyph, name)) for name in pair)
+        low, high = (renderer.data_source.data.get(end, [np.nan] * len(x)) for end in ("low", "high"))
+        known = [row for row in zip(x, y, low, high, strict=False) if row[0] == row[0] and row[1] == row[1]]
+        if not known:
+            continue
+        if len(known) <= LISTED:  # what is named stands first, be it across or up
+            named = bool(up.major_label_overrides) or isinstance(known[0][1], str)
+            values = ", ".join(_value(*((b, up, a, across) if named else (a, across, b, up)), *ends) for a, b, *ends in known)
+        else:
+            ups = [b for _, b, *_ in known if not isinstance(b, str)]
+            ends = f", from {ups[0]:.4g} to {ups[-1]:.4g}, lowest {min(ups):.4g}, highest {max(ups):.4g}" if ups else ""
+            values = f"{len(known)} values{ends}"
+        name = names.get(renderer.id)
+        said[f"{name}: {values}" if name else values] = None
+    axes = " over ".join(label for label in ((up.axis_label or "").strip(), (across.axis_label or "").strip()) if label)
+    whole = "; ".join(part for part in (figure.title.text, axes, *said) if part)
+    return whole if len(whole) <= MOST else f"{whole[: MOST - 2]} …"
+
+
+def _column(data: Any, spec: Any) -> Any:
+    """The values behind a glyph's property: a column of its source, or nothing."""
+    field = getattr(spec, "field", spec)
+    return data[field] if isinstance(field, str) and field in data else ()
+
+
+def _value(at: Any, axis: Any, value: Any, other: Any, low: Any, high: Any) -> str:
+    """What it is of, the value, and its interval where it has one."""
+    interval = f" [{low:.4g}, {high:.4g}]" if low == low and not isinstance(low, str) else ""
+    return f"{_name(at, axis)}: {_name(value, other)}{interval}"
+
+
+def _name(value: Any, axis: Any) -> str:
+    """A value as its axis writes it; systems stand side by side around a tick."""
+    if isinstance(value, str):
+        return value
+    return axis.major_label_overrides.get(round(float(value))) or f"{float(value):.4g}"
 
 
 def need(table: pd.DataFrame, columns: list[str], what: str) -> None:
