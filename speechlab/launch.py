@@ -316,7 +316,7 @@ class _Row:
             told += f", step {entry.step:,.0f} of {entry.steps:,.0f}"
         badge = "finished" if told.startswith("finished") else "failed" if told.startswith(("failed", "interrupted")) else ""
         said = jobs.last_words(self._queue.root / job.id) if job.state == "ended" and (not entry or entry.state == "new") else ""
-        body = Html('<span class="badge {}">{}</span><a href="run?run={}">{}</a> <span class="faint">by {}, {}</span>{}').format(
+        body = Html('<span class="badge {}">{}</span><a href="run?run={}">{}</a> <span class="faint">by {}, submitted {}</span>{}').format(
             badge, told, quote(job.id, safe=""), job.id, job.by, ago(job.at), Html("<pre>{}</pre>").format(said) if said else ""
         )
         alert = Html('<p role="alert">{}</p>').format(self._said) if self._said else ""
