@@ -172,6 +172,9 @@ def test_a_run_is_sent_to_a_ray_cluster_that_the_server_was_given(page_of, tmp_p
     waiting = launch._Waiting(page._catalogue, queue)
     asyncio.run(waiting._look())
     assert "running on http://127.0.0.1:8265" in waiting._rows[run.id]._text.value
+    queue.clusters = ()
+    monkeypatch.setattr(rayjobs, "state", lambda *_: pytest.fail("asked an address that only a file names"))
+    asyncio.run(launch._Waiting(page._catalogue, queue)._look())
     monkeypatch.undo()
     page._queue.clusters = (nowhere := f"http://127.0.0.1:{free_port()}",)
     page.place.value = nowhere
