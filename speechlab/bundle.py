@@ -208,6 +208,7 @@ def unpack(file: Path, folder: Path) -> Run:
         archives.extract(file, partial, file.stat().st_size)
         for name in ("checkpoints", "evaluations", "samples"):
             (partial / made.run / name).mkdir(exist_ok=True)
+        (partial / made.run / "job.json").unlink(missing_ok=True)  # nobody joins this machine's queue from elsewhere
         (partial / made.run).rename(target)
     finally:
         shutil.rmtree(partial)

@@ -6,6 +6,7 @@ failed gives 1, Ctrl-C 130. Everything heavy is imported inside the command that
 
 from __future__ import annotations
 
+import getpass
 import json
 import time
 from pathlib import Path
@@ -65,13 +66,14 @@ def train(
         str | None, typer.Option(help="go on with this run (id, path, or URI of its copy) instead of making a new one")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="validate, show plan, padding, steps and estimated time, and stop")] = False,
+    queue: Annotated[bool, typer.Option("--queue", help="leave it to this machine's queue, which speechlab dashboard serves")] = False,
     progress: Annotated[bool, typer.Option(help="show a progress bar")] = True,
 ) -> None:
     """Train on a config; the run directory is printed at the end. Ctrl-C saves and stops, twice ends at once.
 
     A run that goes on keeps its config; with --set, where it runs (cluster.*, tracking.*) can change.
     """
-    from speechlab import cluster, forecast, tracking
+    from speechlab import cluster, forecast, jobs, tracking
 
     resumed = _found(resume) if resume is not None else None
     experiment = resumed.changed(set_ or []) if resumed else configs.load(config, set_ or [])
@@ -83,6 +85,10 @@ def train(
     run = resumed or runs.Run.create(experiment)
     if resumed and set_:
         run.change(set_)
+    if queue:
+        job = jobs.Queue(run.path.parent).submit(run, getpass.getuser(), start=False)
+        out.print(f"waits for {job.room}: {run.path}", markup=False)
+        return
     with tracking.Follower(run), _Progress(run, progress):
         state = cluster.drive(run)
     out.print(f"{state}: {run.path}", markup=False)
@@ -205,13 +211,14 @@ def dashboard(
     behind_proxy: Annotated[bool, typer.Option("--behind-proxy", help="a server in front ends TLS")] = False,
 ) -> None:
     """Serve all runs on a page, live: each run's board, its errors, two runs compared, the machine; and launch more."""
-    found = runs.find(run) if run is not None else None
-    from speechlab import app as served
     from speechlab import jobs
     from speechlab.door import Terms
 
+    found = runs.find(run) if run is not None else None
     folder = found.path.parent if found else configs.reports()
     queue = jobs.Queue(folder, None if cpus is None and gpus is None else jobs.room(cpus, gpus), ray or ())
+    from speechlab import app as served
+
     terms = Terms(users, oauth, tuple(origin or ()), tls_cert, tls_key, behind_proxy)
     url = served.address_of(found, address, port, terms)
     out.print(f"{found.id if found else 'runs'} on {url} (Ctrl-C ends it)", markup=False)

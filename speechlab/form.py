@@ -30,7 +30,7 @@ CELLS = {"display": "grid", "grid-template-columns": "repeat(auto-fill, minmax(m
 FIELD_CSS = """
 .bk-input { background: transparent; color: inherit; } .bk-input option { background: Canvas; color: CanvasText; }
 :host { color-scheme: light dark; } label { color: inherit; overflow-wrap: anywhere; }
-.bk-input-group > label { font-weight: 600; }
+.bk-input-group > label { font-weight: 600; } .bk-input::placeholder { color: inherit; opacity: .7; }
 """
 HELP_CSS = """
 .speechlab { font: 12.5px/1.35 system-ui, sans-serif; overflow-wrap: anywhere; } .speechlab p { margin: 0 0 .25em; opacity: .8; }

@@ -50,7 +50,7 @@ class Helm(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
         self._bar = pn.FlexBox(self._ask, self._said, self._yes, self._no, align_items="center", sizing_mode="stretch_width")
         self._board = pn.Column(Board(run).panel(on=True), sizing_mode="stretch_width")
         known = contrast.systems(run)
-        links = [Html('<a href="./">all runs</a>')]
+        links = [Html('<a href="./">all runs</a>'), Html('<a href="launch?{}">launch one like it</a>').format(urlencode({"run": run.id}))]
         if known:
             links.append(Html('<a href="errors?{}">its errors</a>').format(urlencode({"run": run.id})))
         if len(known) > 1 and "pretrained" in known:

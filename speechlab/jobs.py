@@ -84,13 +84,14 @@ class Queue:
             found = [job for name in self._names() if (job := self._job(name)) is not None]
         return sorted(found, key=lambda j: j.number)
 
-    def submit(self, run: Run, by: str, asked: Room | None = None) -> Job:
+    def submit(self, run: Run, by: str, asked: Room | None = None, start: bool = True) -> Job:
         """Leave a run to the queue; it starts at once if it is its turn and there is room.
 
         Args:
             run: New, or one that can go on.
             by: Who asks.
-            asked: What it takes; none is as :func:`wish`.
+            asked: What it takes; none is as :func:`speechlab.scheduling.wish`.
+            start: Whether to start what is to be started, or leave that to a server, which may have less to hand out.
 
         Raises:
             InputError: if it fits never, goes on already, or is in the queue.
@@ -100,7 +101,8 @@ class Queue:
         with self._locked():
             self._need_idle(run)
             self._add(run, by, asked)
-        self.advance()
+        if start:
+            self.advance()
         return next(job for job in self.jobs() if job.id == run.id)
 
     def need_room(self, asked: Room) -> None:

@@ -35,12 +35,16 @@ ASKED = 5  # looks between two questions to a Ray cluster
 ENDED = 8  # jobs that are over and still shown
 HERE = "this machine"
 EMPTY = "It is empty. What is launched stands here, starts when there is room for it, and goes on without this page."
-FORBIDDEN = InputError("You may look, and change nothing.", expected="a role that may launch", do="ask whoever runs this server")
 LAUNCH_CSS = """
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2em 0; padding: .5em .7em; background: #8882; border-radius: .3em; }
 h2 { border-top: 1px solid #8884; padding-top: .6em; }
 """
 LOOKS: dict[str, Any] = {"stylesheets": [FIELD_CSS], "margin": (2, 12, 2, 0)}
+
+
+def _need_role() -> None:
+    if not door.may_change():
+        raise InputError("You may look, and change nothing.", expected="a role that may launch", do="ask whoever runs this server")
 
 
 class Launch(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
@@ -167,8 +171,10 @@ class Launch(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
         form = self._form
         if form.experiment is None or self._apart is not None or self.dry.disabled:
             return
-        if not door.may_change():
-            self._tell(str(FORBIDDEN))
+        try:
+            _need_role()
+        except InputError as e:
+            self._tell(str(e))
             return
         self._apart = apart = forecast.Apart(self._path, form.overrides)
         self.dry.visible, self.cancel.visible = False, True
@@ -200,9 +206,7 @@ class Launch(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
             return
         self.go.disabled = True
         try:
-            if not door.may_change():
-                raise FORBIDDEN
-            # as it was told by the door; who asks is known in this thread alone
+            _need_role()
             by, place = str(pn.state.user or "visitor"), self.place.value
             self._tell("Launching …")
             path, items = self._path, list(self._form.overrides)
@@ -253,7 +257,8 @@ class _Waiting:
 
     async def _look(self) -> None:
         known = await asyncio.to_thread(self._queue.jobs)
-        sent = [j for j in known if j.ray and self._states.get(j.id) not in rayjobs.OVER]
+        # those that the server was given, and no other that a job file names
+        sent = [j for j in known if j.ray in self._queue.clusters and self._states.get(j.id) not in rayjobs.OVER]
         if sent and self._looks % ASKED == 0:
             for job in sent[-ENDED:]:
                 with suppress(InputError):  # a cluster that is away for a while says nothing new
@@ -316,7 +321,7 @@ class _Row:
             told += f", step {entry.step:,.0f} of {entry.steps:,.0f}"
         badge = "finished" if told.startswith("finished") else "failed" if told.startswith(("failed", "interrupted")) else ""
         said = jobs.last_words(self._queue.root / job.id) if job.state == "ended" and (not entry or entry.state == "new") else ""
-        body = Html('<span class="badge {}">{}</span><a href="run?run={}">{}</a> <span class="faint">by {}, {}</span>{}').format(
+        body = Html('<span class="badge {}">{}</span><a href="run?run={}">{}</a> <span class="faint">by {}, submitted {}</span>{}').format(
             badge, told, quote(job.id, safe=""), job.id, job.by, ago(job.at), Html("<pre>{}</pre>").format(said) if said else ""
         )
         alert = Html('<p role="alert">{}</p>').format(self._said) if self._said else ""
@@ -328,9 +333,8 @@ class _Row:
     async def _cancelled(self, _: Any) -> None:
         job = self._job
         try:
-            if not door.may_change():
-                raise FORBIDDEN
-            if job is not None and job.ray:
+            _need_role()
+            if job is not None and job.ray in self._queue.clusters:
                 await asyncio.to_thread(rayjobs.stop, job.ray, job.submission)
             else:
                 await asyncio.to_thread(self._queue.cancel, self._id)

@@ -12,6 +12,7 @@ thing serves the live cell, the batch run, the served page and the reader a mont
       packages.txt       what was installed
       budget.json        how much audio a pass may hear: see speechlab.budget
       threads.json       how many a worker has, by number of workers: see speechlab.world
+      job.json           its place in this machine's queue: see speechlab.jobs
       events.jsonl       one JSON object a line; kinds in EVENT_KINDS
       checkpoints/       see speechlab.checkpoints
       evaluations/       one table a system, condition and context: see speechlab.evaluation

@@ -28,6 +28,7 @@ HERE_ONLY = {
     "driver.lock",
     "tracking.lock",
     "driver.log",
+    "job.json",
     "stop",
     "checkpoints",
 }  # no use elsewhere; checkpoints go by themselves

@@ -98,6 +98,17 @@ def test_the_same_run_gives_the_same_bytes(run, packed, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_no_bundle_joins_this_machine_s_queue(packed, tmp_path):
+    """Or unpacking a stranger's run could start it."""
+    job = b'{"by": "stranger", "at": 1, "number": 1, "cpus": 1, "host": "here"}'
+    with zipfile.ZipFile(packed) as z:
+        index = json.loads(z.read(z.namelist()[-1]))
+    index["files"] |= {"job.json": sha(job)}
+    forged = rewritten(packed, tmp_path / "forged.zip", **{"job.json": job, bundle.INDEX: json.dumps(index).encode()})
+    assert "job.json" in bundle.check(forged).files, "control: the file itself is sound"
+    assert not (bundle.unpack(forged, tmp_path / "reports").path / "job.json").exists()
+
+
 def test_the_command_packs_verifies_and_unpacks(run, packed, tmp_path, monkeypatch):
     file = tmp_path / "sent.zip"
     done = CliRunner().invoke(cli.app, ["bundle", str(run.path), "--out", str(file)])

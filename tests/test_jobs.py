@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from test_cli import speechlab
+from test_cluster import make
 
 from speechlab import cluster, config, jobs
 from speechlab.errors import InputError
@@ -297,3 +300,54 @@ for _ in range(20):
         for job in Queue(tmp_path, Room(2)).jobs():
             if job.pid:
                 os.kill(job.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_shell_leaves_a_run_to_the_queue_and_a_server_says_what_it_hands_out(tmp_path, driven):
+    where = ("--set", f"cluster.storage={tmp_path}")
+    done = speechlab("train", "--queue", "--config", "configs/smoke.yaml", *where)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("waits for ") and str(tmp_path) in done.stdout
+    (job,) = Queue(tmp_path, Room(64)).jobs()
+    assert (job.state, job.by) == ("waiting", getpass.getuser()), "a shell starts nothing: the server may have less to hand out"
+    assert [j.id for j in Queue(tmp_path, Room(64)).advance()] == [job.id]
+    refused = speechlab("dashboard", "--cpus", "0")
+    assert refused.returncode == 2 and "1 CPU or more" in refused.stderr
+
+
+@pytest.mark.slow
+def test_the_queue_goes_on_when_its_server_is_killed(tmp_path, prompts):
+    """With real trainings: what a server started goes on without it, and the next one starts what waits."""
+    more = ("cluster.workers=0", "training.epochs=30")
+    first, second = make(tmp_path, *more), make(tmp_path, *more)
+    code = """
+import sys
+from speechlab.jobs import Queue
+from speechlab.runs import Run
+from speechlab.scheduling import Room
+queue = Queue(sys.argv[1], Room(1))
+for path in sys.argv[2:]:
+    queue.submit(Run(path), "ann")
+print("up", flush=True)
+queue.keep(period=0.1).join()
+"""
+
+    def server(*paths: Path) -> subprocess.Popen:
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), *map(str, paths)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "up\n"
+        return process
+
+    queue = Queue(tmp_path, Room(1))
+    process = server(first.path, second.path)
+    process.kill()
+    process.wait()
+    assert states(queue) == {first.id: "running", second.id: "waiting"}
+    process = server()
+    try:
+        until(lambda: set(states(queue).values()) == {"ended"}, 240)
+    finally:
+        process.kill()
+        process.wait()
+    assert (first.state, second.state) == ("finished", "finished")
+    end, start = (next(e["time"] for e in run.events() if e["kind"] == kind) for run, kind in ((first, "end"), (second, "start")))
+    assert end <= start, "one after the other"
