@@ -5,9 +5,9 @@ thing serves the live cell, the batch run, the served page and the reader a mont
 
     reports/<run id>/
       config.yaml        the resolved config, frozen
-      overrides.txt      cluster.* and tracking.* values given since, one a line, of which the last counts: see Run.change
-      provenance.json    code, data, weights, seeds, hardware: see speechlab.provenance
-      code.patch         what the code had that its commit has not, if anything
+      overrides.txt      cluster.* and tracking.* values given since, of which the last counts: see Run.change
+      tags.txt           what people call it: see speechlab.tags
+      provenance.json    code, its patch (code.patch), data, weights, seeds, hardware: see speechlab.provenance
       manifest.jsonl.gz  the clips, a line each, with the digest of their samples
       packages.txt       what was installed
       budget.json        how much audio a pass may hear: see speechlab.budget

@@ -203,6 +203,13 @@ def test_a_reader_s_click_on_the_operator_s_button_does_nothing(lab):
     lab.run.stop_file.unlink()
 
 
+def test_a_reader_sees_no_way_to_tag_or_delete_and_an_operator_does(lab):
+    with session(lab.url, "/", lab.cookie("bob")) as held:
+        assert "live" not in held.labels()
+    with session(lab.url, "/", lab.cookie("ann")) as held:
+        assert held.labels()["live"] == (True, False), "the button that opens it"
+
+
 def test_who_is_demoted_while_the_page_is_open_may_no_more(lab):
     lab.users.put("cy", "operator", WORDS["cy"])
     given = lab.cookie("cy")
@@ -260,6 +267,7 @@ def test_a_server_that_starts_anew_keeps_people_logged_in(lab, tmp_path):
         assert not again.opens(given), "another port is another server"
         moved = f"speechlab-{port}=" + cookie(again.url, "ann", WORDS["ann"]).partition("=")[2]
         thread.stop()
+        thread.join(20)
         thread = again.serve()
         assert again.opens(moved)
     finally:
