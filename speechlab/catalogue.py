@@ -1,6 +1,6 @@
 """The runs of a folder, kept up to date at little cost: what has changed is read, all else only looked at.
 
-Notable: a look lists the folder and asks a run for the times of five of its files. Of a run that goes on, events are read from where
+Notable: a look lists the folder and asks a run for the times of six of its files. Of a run that goes on, events are read from where
 the last look ended; of one that has ended no more stays in memory than a row and the points of two small curves. All displays share
 one catalogue, so ten people who watch cost one look. A run that cannot be read is an entry that says why, and hides no other.
 
@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from speechlab import config as configs
-from speechlab import experiments, plots
+from speechlab import experiments, plots, tags
 from speechlab.errors import InputError
 from speechlab.history import AT_ONCE, History, number
 from speechlab.runs import Run, Tail
@@ -58,6 +58,7 @@ class Entry:
         head: Of the Ray cluster that it trains on; empty is none.
         losses: Step and smoothed loss.
         wers: Step and validation WER, a fraction.
+        tags: What people call it.
     """
 
     id: str
@@ -80,6 +81,7 @@ class Entry:
     head: str = ""
     losses: Points = ()
     wers: Points = ()
+    tags: tuple[str, ...] = ()
 
     @property
     def live(self) -> bool:
@@ -87,8 +89,8 @@ class Entry:
         return self.state == "running"
 
     def holds(self, words: str) -> bool:
-        """Whether every word is in its id, state, model or question, in whatever case."""
-        told = f"{self.id} {self.state} {self.model} {self.question}".casefold()
+        """Whether every word is in its id, state, model, tags or question, in whatever case; ``#`` before a tag may be left out."""
+        told = " ".join((self.id, self.state, self.model, self.question, *(f"#{tag}" for tag in self.tags))).casefold()
         return all(word in told for word in words.casefold().split())
 
 
@@ -181,12 +183,12 @@ class _Watched:
             if self._path.is_symlink() and self._path.resolve().parent != self._path.parent.resolve():
                 raise InputError("A link that leads out of the folder of runs; it is not followed.")
             run = Run(self._path)
-            if marks[0] != before[0]:
+            if (marks[0], marks[4]) != (before[0], before[4]):
                 self.reads += 1
                 config = run.config
                 model = ", ".join((config.model.family, config.model.weights or "from scratch"))
                 where = {"tracker": config.tracking.uri or "", "head": config.cluster.address or ""}
-                self._told = {"model": model, "question": config.question, **where}
+                self._told = {"model": model, "question": config.question, "tags": tags.read(self._path), **where}
             if marks[2] != before[2] or self._tail.more:
                 self._follow(before[2], marks[2])
             if marks[:2] != before[:2]:
@@ -266,8 +268,8 @@ def entry(path: Path) -> Entry:
 
 
 def marks_of(path: Path) -> tuple[Mark, ...]:
-    """What tells whether a run has changed: of its config, its evaluations and checkpoints, its events, its driver."""
-    files = (("config.yaml",), ("evaluations", "checkpoints"), ("events.jsonl",), ("driver.lock",))
+    """What tells whether a run has changed: of its config, its evaluations and checkpoints, its events, its driver, its tags."""
+    files = (("config.yaml",), ("evaluations", "checkpoints"), ("events.jsonl",), ("driver.lock",), (tags.FILE,))
     return tuple(_mark(path, *names) for names in files)
 
 

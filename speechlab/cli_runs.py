@@ -30,7 +30,7 @@ NameArgument = Annotated[str, typer.Argument(help="run id, path, or latest")]
 def runs_(
     names: Annotated[list[str] | None, typer.Argument(help="ids or names, as shell patterns, or latest; none are all")] = None,
     where: Annotated[
-        list[str] | None, typer.Option(help="key=value: state, family, weights, or a key of the config such as optim.lr; repeatable")
+        list[str] | None, typer.Option(help="key=value: tag, state, family, weights, or a key of the config such as optim.lr; repeatable")
     ] = None,
     diff: Annotated[bool, typer.Option("--diff", help="show the keys of their configs that differ")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, with the configs")] = False,
@@ -65,6 +65,24 @@ def reports_() -> None:
     from speechlab import overview
 
     out.print(str(overview.write()), markup=False)
+
+
+@app.command()
+def tag(
+    run: NameArgument,
+    tags: Annotated[list[str] | None, typer.Argument(help="to add; none shows what there is")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="to take off; repeatable")] = None,
+) -> None:
+    """Give a run tags, by which the list of runs and its page find it again."""
+    from speechlab import runs
+    from speechlab import tags as labels
+
+    found = runs.find(run)
+    gone = {word.casefold() for word in labels.parsed(remove or [])}
+    kept = labels.parsed([*(word for word in labels.read(found.path) if word.casefold() not in gone), *(tags or [])])
+    if tags or remove:
+        labels.write(found, kept)
+    out.print(_shown(f"{found.id}: {', '.join(kept) or 'no tag'}"))
 
 
 @app.command()
@@ -114,7 +132,7 @@ def _list(rows: pd.DataFrame) -> Table:
     run, *others = ("run\nfamily, weights, disk", "state\nstarted", "WER %\n95 %", "dev %\nRTFx", "training\nclips")
     shown = Table(Column(run, overflow="fold"), *others, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     for row in rows.to_dict("records"):
-        about = ", ".join(filter(None, (row["family"], row["weights"], size(row["disk"]))))
+        about = ", ".join(filter(None, (row["family"], row["weights"], size(row["disk"]), row["tags"] and f"#{row['tags']}")))
         ends = "–" if row["low"] != row["low"] else f"{100 * row['low']:.2f}–{100 * row['high']:.2f}"
         shown.add_row(
             _shown(f"{row['id']}\n{about}"),

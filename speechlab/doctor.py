@@ -14,6 +14,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from speechlab import config, provenance
+from speechlab.errors import InputError
 from speechlab.units import Bytes
 
 NEEDED_DISK: Bytes = 3 * 10**9  # a quickstart run with its checkpoints, the corpus and the weights
@@ -42,6 +43,7 @@ def examine() -> Iterator[Check]:
     yield from _installed()
     yield from _machine()
     yield from _cached()
+    yield _pages()
     yield from _reachable()
 
 
@@ -104,6 +106,20 @@ def _cached() -> Iterator[Check]:
         yield Check(what, "cached" if there else "not cached yet", "ok" if there else "note", "" if there else "speechlab fetch")
     runs = sorted(p.parent for p in Path(config.reports()).glob("*/config.yaml"))
     yield Check("runs", f"{len(runs)} in {config.reports()}")
+
+
+def _pages() -> Check:
+    from speechlab.users import Users
+
+    users = Users()
+    if not users.path.exists():
+        return Check("login of the pages", "no user, so they are served to this machine only")
+    try:
+        found = users.all()
+    except InputError as e:
+        return Check("login of the pages", str(e).splitlines()[0], "bad", str(e).rpartition("do:")[2].strip())
+    operators = sum(user.role == "operator" for user in found.values())
+    return Check("login of the pages", f"{len(found)} users, {operators} of them operators, in {users.path}")
 
 
 def _reachable() -> Iterator[Check]:

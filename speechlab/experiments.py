@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from speechlab import checkpoints, conditions, evaluation, results, runs
+from speechlab import checkpoints, conditions, evaluation, results, runs, tags
 from speechlab import config as configs
 from speechlab.errors import InputError, did_you_mean
 from speechlab.evaluation import Evaluation
@@ -28,7 +28,7 @@ from speechlab.units import clock
 from speechlab.upkeep import KINDS, disk, size
 
 NUMBERS = ("dev", "wer", "low", "high", "rtfx", "seconds")
-TEXTS = ("name", "family", "weights", "signature", "heard", "note")
+TEXTS = ("name", "family", "weights", "signature", "heard", "note", "tags")
 FORMATS = {"dev WER": "{:.2f}", "RTFx": "{:.1f}", "clips": "{:,}"} | dict.fromkeys(
     ("started", "WER, 95 %", "training", "disk", *KINDS, "total"), "{}"
 )
@@ -46,7 +46,8 @@ def table(root: str | Path | None = None) -> pd.DataFrame:
         :attr:`speechlab.runs.Run.state`, or ``broken``), family, weights (as in the config, or ``from scratch``), dev (lowest validation
         WER), wer, low and high (of the trained system on clean test clips in its usual context, 95 % over utterances; fractions),
         rtfx, heard (which clips and normaliser the WER is of), seconds and clips (of all training steps, those that a resume repeated
-        included), disk (bytes), started (UTC), signature, note (why it is broken, or what to know), leaves (the config, flat).
+        included), disk (bytes), started (UTC), signature, note (why it is broken, or what to know), tags (with commas), leaves (the config,
+        flat).
     """
     folder = Path(root if root is not None else configs.reports())
     paths = {path.parent for name in ("config.yaml", "events.jsonl") for path in folder.glob(f"*/{name}")}
@@ -77,6 +78,7 @@ def _row(path: Path) -> dict[str, Any]:
     try:
         row["disk"] = sum(disk(path).values())
         run = Run(path)
+        row["tags"] = ", ".join(tags.read(path))
         for part in (_settings, _trained, tested):
             row |= part(run)
         row["state"] = run.state
@@ -141,7 +143,7 @@ def select(rows: pd.DataFrame, patterns: Sequence[str] = (), where: Sequence[str
     Args:
         rows: From :func:`table`.
         patterns: Shell patterns of ids or names, or ``latest``; none are all.
-        where: ``key=value`` texts: state, family, weights, or a key of the config such as ``optim.lr``; numbers are compared as numbers.
+        where: ``key=value`` texts: tag, state, family, weights, or a key of the config such as ``optim.lr``; numbers as numbers.
 
     Raises:
         InputError: if a pattern matches no run, or no run's config has a key.
@@ -155,11 +157,14 @@ def select(rows: pd.DataFrame, patterns: Sequence[str] = (), where: Sequence[str
         if not hit.any():
             raise InputError("No run is called so.", got=pattern, do=did_you_mean(pattern, rows.id))
         keep |= hit
-    known = {*SHORT, *(key for leaves in rows.leaves for key in leaves)}
+    known = {"tag", *SHORT, *(key for leaves in rows.leaves for key in leaves)}
     for item in where:
         key, equals, wanted = (part.strip() for part in item.partition("="))
         if not equals or key not in known:
             raise InputError("A condition on runs cannot be used.", got=item, expected="key=value", do=did_you_mean(key, known))
+        if key == "tag":
+            keep &= np.array([wanted.casefold() in row.casefold().split(", ") for row in rows.tags], bool)
+            continue
         values = rows[key] if key in SHORT else [leaves.get(key, math.nan) for leaves in rows.leaves]
         keep &= np.array([_is(value, wanted) for value in values], bool)
     return rows[keep].reset_index(drop=True)

@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 import panel as pn
 
-from speechlab import audio, config, listen, passages, players, text, uploads, worker
+from speechlab import audio, config, door, listen, passages, players, text, uploads, worker
 from speechlab.audio import Wave
 from speechlab.errors import InputError
 from speechlab.markup import CSS, LEGEND, Html, alignment_html, framed, table_html
@@ -72,7 +72,8 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
         self.reference = pn.widgets.TextInput(label="What was said, for the WER", **wide)
         self.go = pn.widgets.Button(label="Transcribe", color="primary", disabled=True, margin=0)
         self.consent = _tick("whoever speaks agrees that the clip is kept for tests")
-        self.store = pn.widgets.Button(label="Keep the clip", variant="outline", disabled=True, margin=0)
+        keeps = "Keep the clip" if door.may_change() else "Keep the clip: operators only"
+        self.store = pn.widgets.Button(label=keeps, variant="outline", disabled=True, margin=0)
         self.said, self.rates = _live(), _live()
         self.player = players.Player(visible=False, sizing_mode="stretch_width")
         self.saves = pn.FlexBox(visible=False, gap="8px", margin=(6, 0))
@@ -243,10 +244,14 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
         return io.StringIO(passages.FORMATS[kind](self._heard[0][1] if self._heard else []))
 
     def _storable(self) -> None:
-        self.store.disabled = not (self.consent.value and self.reference.value.strip() and self._wave_N is not None)
+        ready = self.consent.value and self.reference.value.strip() and self._wave_N is not None
+        self.store.disabled = not (ready and door.may_change())
 
     def _stored(self, _: Any) -> None:
-        if self._wave_N is None or self.store.disabled:
+        if self._wave_N is None or not (self.consent.value and self.reference.value.strip()):
+            return
+        if not door.may_change():
+            self._tell(door.OPERATORS)
             return
         path = keep(self._wave_N, self.reference.value.strip(), self._keep)
         self._tell(f"Kept as {path.name}; train or test on it with corpus.name=own and corpus.root={self._keep}")

@@ -5,11 +5,10 @@ thing serves the live cell, the batch run, the served page and the reader a mont
 
     reports/<run id>/
       config.yaml        the resolved config, frozen
-      overrides.txt      cluster.* and tracking.* values given since, one a line, of which the last counts: see Run.change
-      provenance.json    code, data, weights, seeds, hardware: see speechlab.provenance
-      code.patch         what the code had that its commit has not, if anything
-      manifest.jsonl.gz  the clips, a line each, with the digest of their samples
-      packages.txt       what was installed
+      overrides.txt      cluster.* and tracking.* values given since, of which the last counts: see Run.change
+      tags.txt           what people call it: see speechlab.tags
+      provenance.json    code, its patch (code.patch), data, weights, seeds, hardware: see speechlab.provenance
+      manifest.jsonl.gz  the clips, a line each, with the digest of their samples; packages.txt, what was installed
       budget.json        how much audio a pass may hear: see speechlab.budget
       threads.json       how many a worker has, by number of workers: see speechlab.world
       job.json           its place in this machine's queue: see speechlab.jobs
@@ -277,7 +276,7 @@ class Tail:
     def read(self, most: int = -1) -> list[Event]:
         """The events since the last read; starts over if the file was replaced by a shorter one.
 
-        A line that is not a JSON object with a kind is skipped as a message event that says so. What is over ``most`` bytes waits.
+        A line that is no JSON object with a kind becomes a message event that says so. What is over ``most`` bytes waits.
         """
         try:
             if self._path.stat().st_size < self._offset:

@@ -1,13 +1,15 @@
-"""The page of all runs: state, error rates, cost and two small curves each, live ones on top; two of them ticked are compared.
+"""The page of all runs: state, error rates, cost and two small curves each, live ones on top; two of them ticked are compared;
+operators tag and delete them.
 
 Notable: a run has a place of its own in the page, which is written only when the run has changed, so ticks, the filter and the
 keyboard's focus stay where they are while others train. It reads nothing itself: :mod:`speechlab.catalogue` does.
 
-Not covered: deleting and tagging runs.
+Not covered: several runs deleted at once.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 from urllib.parse import quote
@@ -15,10 +17,12 @@ from urllib.parse import quote
 import panel as pn
 import param
 
-from speechlab import pulse
+from speechlab import door, pulse, tags, upkeep
 from speechlab.board import BOARD_CSS
 from speechlab.catalogue import Catalogue, Entry, Points
+from speechlab.errors import InputError
 from speechlab.markup import Html, framed, time_html
+from speechlab.runs import Run
 from speechlab.units import Seconds, clock
 
 MOST = 60  # runs shown at a time
@@ -33,7 +37,13 @@ a:focus-visible { outline: 2px solid; outline-offset: 2px; }
 """
 FIELD_CSS = """
 .bk-input { background: transparent; color: inherit; }
-label { color: inherit; } input:disabled, input:disabled + .bk-label { opacity: .4; }
+label { color: inherit; } label:has(input:disabled) { opacity: .4; }
+"""
+TICK_CSS = """
+label span { font-size: 0; } label span::before { content: "compare "; font-size: 14px; }
+"""  # the run's name is there for who does not see which row it is in; so below
+OPEN_CSS = """
+.bk-btn { font-size: 0; padding: 1px 7px; } .bk-btn::before { content: "Tag or delete "; font-size: 12px; }
 """
 ROW_CSS = "@media (max-width: 640px) { :host { display: block !important; } }"
 RUN_CSS = (
@@ -47,6 +57,7 @@ RUN_CSS = (
 .run .sums { display: grid; grid-template-columns: repeat(auto-fit, minmax(8em, 1fr)); gap: .2em .8em; align-items: start; }
 .run .sums b { font-weight: 600; font-variant-numeric: tabular-nums; }
 .run .sums span { opacity: .8; font-size: .85em; display: block; }
+.run .tag { border: 1px solid #8888; border-radius: 1em; padding: 0 .6em; margin: .2em .3em 0 0; display: inline-block; font-size: .85em; }
 .badge.broken { background: #d55e0050; } .note { overflow-wrap: anywhere; font-size: .9em; }
 @media (max-width: 860px) { .run { grid-template-columns: 1fr 1fr; } .run .what, .run .sums { grid-column: 1 / -1; } }
 """
@@ -67,7 +78,7 @@ class Shelf(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
         words: Only runs that hold all of these are shown.
     """
 
-    words = param.String(default="", label="Filter by name, state, model or question")
+    words = param.String(default="", label="Filter by name, state, model, #tag or question")
 
     def __init__(self, catalogue: Catalogue, **params: Any) -> None:
         super().__init__(**params)
@@ -108,7 +119,7 @@ class _View:
         if seen == self._seen:
             return
         self._seen, entries = seen, seen[0]
-        self._places = {e.id: self._places.get(e.id) or _Place(e.id, self._tell) for e in entries}
+        self._places = {e.id: self._places.get(e.id) or _Place(e.id, self._shelf.catalogue, self._tell) for e in entries}
         found = [e for e in entries if e.holds(self._shelf.words)]
         shown = found[:MOST]
         for entry in shown:
@@ -150,14 +161,18 @@ class _View:
 class _Place:
     """A run's place in the page."""
 
-    def __init__(self, id: str, told: Any) -> None:
+    def __init__(self, id: str, catalogue: Catalogue, told: Any) -> None:
         self._entry: tuple[Entry, str] | None = None
-        self.tick = pn.widgets.Checkbox(label="compare", margin=(8, 10, 0, 0), width=90, stylesheets=[FIELD_CSS])
+        # a single Checkbox has no label that a screen reader would read (Panel 1.9)
+        self.tick = pn.widgets.CheckBoxGroup(options=[id], margin=(8, 10, 0, 0), width=90, stylesheets=[FIELD_CSS, TICK_CSS])
         self.tick.param.watch(lambda _: told(), "value")
         self._text = pn.widgets.StaticText(value="", stylesheets=[RUN_CSS], sizing_mode="stretch_width", margin=0)
         line = {"border-top": "1px solid #8884", "padding": "8px 0"}
         looks: dict[str, Any] = {"styles": line, "stylesheets": [ROW_CSS], "sizing_mode": "stretch_width", "margin": 0}
-        self.layout = pn.Row(self.tick, self._text, name=f"run {id}", **looks)
+        self._hand = _Hand(id, catalogue) if door.may_change() else None
+        left = pn.Column(self.tick, *([self._hand.open] if self._hand else []), width=110, margin=0)
+        row = pn.Row(left, self._text, sizing_mode="stretch_width", margin=0, stylesheets=[ROW_CSS])
+        self.layout = pn.Column(row, *([self._hand.inside] if self._hand else []), name=f"run {id}", **looks)
 
     def show(self, entry: Entry) -> None:
         """Write the run, if it has changed or time has."""
@@ -166,6 +181,88 @@ class _Place:
             self._entry = state
             self._text.value = str(run_html(entry))
             self.tick.disabled = entry.wer != entry.wer  # nothing to compare
+            if self._hand:
+                self._hand.show(entry)
+
+
+class _Hand:
+    """What an operator can do about a run, tag it and delete it: ``open`` is a button that shows ``inside``."""
+
+    def __init__(self, id: str, catalogue: Catalogue) -> None:
+        self._id, self._catalogue, self._tags = id, catalogue, ""
+        self.open = _button(id, lambda _: self._turn(True), stylesheets=[OPEN_CSS])
+        self._said = live(Html(""))
+        self._words = pn.widgets.TextInput(
+            label=f"Tags of {id}, with commas between", stylesheets=[FIELD_CSS], max_length=500, margin=(2, 8, 2, 0)
+        )
+        self._ask, self._yes = _button("Delete the run", self._confirm), _button("Yes, delete it", self._delete, color="danger")
+        save, close = _button("Save", self._save), _button("Close", lambda _: self._turn(False))
+        self._parts = [self._words, save, self._ask, self._yes, close, self._said]
+        self.inside = pn.FlexBox(align_items="end", sizing_mode="stretch_width", margin=0)  # empty until it is opened: runs are many
+
+    def show(self, entry: Entry) -> None:
+        """Take the tags over, unless somebody is writing others."""
+        self._tags = ", ".join(entry.tags)
+        if not self.inside.objects:
+            self._words.value = self._tags
+
+    def _turn(self, open: bool) -> None:
+        self._words.value, self.open.visible = self._tags, not open
+        self._ask.visible, self._yes.visible = True, False
+        self.inside.objects = self._parts if open else []
+        self._tell("")
+
+    def _tell(self, words: str) -> None:
+        lines = Html("<br>").join(Html("{}").format(line) for line in words.splitlines())
+        self._said.value = framed(Html('<p role="status">{}</p>').format(lines) if words else Html(""))
+
+    def _save(self, _: Any) -> None:
+        try:
+            tags.write(self._mine(), tags.parsed([self._words.value]))
+        except (InputError, OSError) as e:
+            self._tell(str(e))
+        else:
+            self._tags = self._words.value
+            self._turn(False)
+
+    async def _confirm(self, _: Any) -> None:
+        try:
+            run = self._mine()
+        except InputError as e:
+            self._tell(str(e))
+            return
+        size = upkeep.size(sum((await asyncio.to_thread(upkeep.disk, run.path)).values()))
+        self._ask.visible, self._yes.visible = False, True
+        self._tell(f"Delete {self._id} with all that is in its directory, {size}? It cannot be brought back.")
+
+    async def _delete(self, _: Any) -> None:
+        self._yes.visible = False
+        try:
+            run = self._mine()
+            self._tell("Deleting …")
+            await asyncio.to_thread(upkeep.delete, run, self._catalogue.root)
+        except (InputError, OSError) as e:
+            self._ask.visible = True
+            self._tell(str(e))
+
+    def _mine(self) -> Run:
+        """The run, for who may change it.
+
+        Raises:
+            InputError: for anybody else, or if it is gone or a link.
+        """
+        if not door.may_change():
+            raise InputError(door.OPERATORS)
+        run = self._catalogue.run(self._id)
+        if (self._catalogue.root / self._id).is_symlink():
+            raise InputError("Nothing is changed through a link.", got=self._id, expected=f"the run itself: {run.path.name}")
+        return run
+
+
+def _button(label: str, deed: Any, **looks: Any) -> pn.widgets.Button:
+    made = pn.widgets.Button(label=label, margin=(2, 6, 2, 0), **{"variant": "outline", **looks})
+    made.on_click(deed)
+    return made
 
 
 def run_html(entry: Entry) -> Html:
@@ -181,11 +278,12 @@ def run_html(entry: Entry) -> Html:
         else ago(entry.started),
     }
     steps = "" if entry.steps != entry.steps else f"step {entry.step:,.0f} of {entry.steps:,.0f}"
+    chips = Html("").join(Html('<span class="tag">#{}</span>').format(tag) for tag in entry.tags)
     link = Html('<a class="name" href="run?run={}">{}</a>').format(quote(entry.id, safe=""), entry.id)
     errors = Html(' · <a href="errors?run={}">errors</a>').format(quote(entry.id, safe="")) if entry.wer == entry.wer else ""
     return Html(
         '<div class="speechlab"><div class="run"><div class="what"><span class="badge {0}">{0}</span>{1}'
-        '<div class="faint">{2}{3}</div><div class="faint">{4}</div>{5}</div>{6}{7}<div class="sums">{8}</div></div></div>'
+        '<div class="faint">{2}{3}</div><div class="faint">{4}</div>{5}{9}</div>{6}{7}<div class="sums">{8}</div></div></div>'
     ).format(
         entry.state,
         link,
@@ -196,6 +294,7 @@ def run_html(entry: Entry) -> Html:
         spark_html(entry.losses, "loss", "#0072b2", "{:.3g}"),
         spark_html(tuple((x, 100 * y) for x, y in entry.wers), "dev WER", "#d55e00", "{:.1f} %"),
         Html("").join(Html("<div><b>{}</b><span>{}</span></div>").format(value, name) for name, value in sums.items()),
+        Html("<div>{}</div>").format(chips) if chips else "",
     )
 
 

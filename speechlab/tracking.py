@@ -23,6 +23,7 @@ from typing import Any
 
 from speechlab import config as configs
 from speechlab import provenance
+from speechlab import tags as labels
 from speechlab.config import Experiment
 from speechlab.decimation import Curves, Point
 from speechlab.errors import InputError
@@ -241,6 +242,7 @@ def _describe(client: Any, run: Run, mlflow_run: str) -> None:
         "speechlab.git": record.get("code", {}).get("git_sha"),
         "speechlab.manifest": record.get("data", {}).get("manifest_sha256"),
         "speechlab.weights": record.get("weights", {}).get("sha256"),
+        "speechlab.tags": ", ".join(labels.read(run.path)),
         **now,
     }
     for start in range(0, len(params), PARAMS):

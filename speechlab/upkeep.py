@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from speechlab import checkpoints, runs, versions
+from speechlab import checkpoints, registry, runs, versions
 from speechlab import config as configs
 from speechlab.errors import InputError
 from speechlab.runs import Run
-from speechlab.tracking import flatten
+from speechlab.tracking import flatten, uri_for
 from speechlab.units import Bytes
 
 KINDS = ("checkpoints", "evaluations", "samples", "rest")
@@ -118,6 +118,19 @@ def _leads(value: str, place: Path) -> bool:
     return "\0" not in path and any(Path(os.path.realpath(base / path)).is_relative_to(place) for base in (Path.cwd(), configs.home()))
 
 
+def registered(run: Run) -> list[str]:
+    """The registered models that lead back to a run, as ``models:/name/version``.
+
+    Raises:
+        InputError: if there is a registry that cannot be asked.
+    """
+    try:
+        uri = uri_for(run)
+    except InputError:  # its config cannot be read
+        uri = f"sqlite:///{run.path.parent / 'mlflow.db'}"
+    return [f"models:/{v.name}/{v.version}" for v in registry.versions(uri=uri) if v.run == run.id]
+
+
 def aged(run: Run, keep: int = 1) -> pd.DataFrame:
     """A run's checkpoints, and which of them would go by policy; nothing is touched.
 
@@ -178,10 +191,18 @@ def delete(run: Run, root: str | Path | None = None) -> Bytes:
         Bytes freed.
 
     Raises:
-        InputError: if the run is being trained, lies outside the reports folder, or another run refers to something in it.
+        InputError: if the run is being trained, lies outside the reports folder, another run refers to something in it, or a registered
+            model leads back to it.
     """
     _own(run, root)
     with run.lock():
+        if models := registered(run):
+            raise InputError(
+                f"Run {run.id} stays: registered models lead back to it.",
+                got=", ".join(models),
+                expected="a run that made none of them",
+                do=f"free space with: speechlab prune {run.id}",
+            )
         if users := referring(run):
             name, value = next(iter(users.items()))
             raise InputError(

@@ -459,6 +459,30 @@ def test_the_filter_and_the_ticks_lead_to_a_comparison(chrome, served, runs):
 
 
 @pytest.mark.slow
+def test_a_run_is_tagged_found_and_deleted_on_its_page(chrome, served, runs):
+    page, log = opened(chrome, served(runs))
+    says(page, "4 runs")
+    assert page.get_by_role("checkbox", name="compare second").count() == 1, "a name of its own for who hears the page"
+    page.get_by_role("button", name="Tag or delete second").click()
+    page.get_by_label("Tags of second").fill("baseline, v2 new")
+    page.get_by_role("button", name="Save").click()
+    says(page, "#v2 new")
+    assert (runs / "second" / "tags.txt").read_text() == "baseline\nv2 new\n"
+    page.get_by_placeholder("all runs").type("#base")
+    page.locator(".run .name", has_text="live").wait_for(state="detached", timeout=30_000)
+    assert page.locator(".run .name").all_inner_texts() == ["second"]
+    page.get_by_role("button", name="Tag or delete second").click()
+    page.get_by_role("button", name="Delete the run").click()
+    says(page, "Delete second with all that is in its directory")
+    assert (runs / "second").exists()
+    page.get_by_role("button", name="Yes, delete it").click()
+    says(page, "No run holds")
+    assert not (runs / "second").exists() and (runs / "first").exists()
+    assert log.external == []
+    assert log.errors == []
+
+
+@pytest.mark.slow
 def test_two_runs_are_compared_by_address_and_by_form(chrome, served, runs):
     url = served(runs)
     page, log = opened(chrome, url + "compare?a=first:pretrained&b=first")

@@ -138,7 +138,7 @@ def test_a_taken_port_is_an_input_error(tmp_path):
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "192.168.1.5", "example.org", ""])
 def test_the_board_is_served_on_loopback_only(tmp_path, address):
-    with pytest.raises(InputError, match="no login"):
+    with pytest.raises(InputError, match="a login: speechlab user"):
         board.serve(make_run(tmp_path, steps=1, epochs=1), address=address, threaded=True)
 
 

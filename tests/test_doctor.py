@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from speechlab import doctor
+from speechlab.users import Users
 
 
 @pytest.fixture
@@ -40,3 +41,14 @@ def test_an_empty_cache_is_noted(offline, monkeypatch, tmp_path):
 def test_too_little_disk_is_bad(offline, monkeypatch):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: type("usage", (), {"free": 10**6}))
     assert {c.what: c for c in doctor.examine()}["disk"].state == "bad"
+
+
+def test_who_may_log_in_is_counted_and_a_file_that_others_read_is_bad(offline, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    found = {c.what: c for c in doctor.examine()}
+    assert "this machine only" in found["login of the pages"].found
+    users = Users()
+    users.put("ann", "operator", None)
+    assert doctor._pages().found.startswith("1 users, 1 of them operators")
+    users.path.chmod(0o644)
+    assert doctor._pages().state == "bad" and doctor._pages().remedy == f"chmod 600 {users.path}"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import re
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import pytest
 from bokeh.util.token import generate_jwt_token, generate_session_id
@@ -203,6 +206,13 @@ def test_a_reader_s_click_on_the_operator_s_button_does_nothing(lab):
     lab.run.stop_file.unlink()
 
 
+def test_a_reader_sees_no_way_to_tag_or_delete_and_an_operator_does(lab):
+    with session(lab.url, "/", lab.cookie("bob")) as held:
+        assert "live" not in held.labels()
+    with session(lab.url, "/", lab.cookie("ann")) as held:
+        assert held.labels()["live"] == (True, False), "the button that opens it"
+
+
 def test_who_is_demoted_while_the_page_is_open_may_no_more(lab):
     lab.users.put("cy", "operator", WORDS["cy"])
     given = lab.cookie("cy")
@@ -260,6 +270,7 @@ def test_a_server_that_starts_anew_keeps_people_logged_in(lab, tmp_path):
         assert not again.opens(given), "another port is another server"
         moved = f"speechlab-{port}=" + cookie(again.url, "ann", WORDS["ann"]).partition("=")[2]
         thread.stop()
+        thread.join(20)
         thread = again.serve()
         assert again.opens(moved)
     finally:
@@ -361,6 +372,56 @@ def test_what_is_sent_to_the_form_is_no_markup_and_no_flood(lab):
     assert tried(lab.url, "ann", "x" * 20_000)[0] in (403, 429), "control"
     for fields in ({}, {"user": "ann"}, {"user": "ann\0", "password": "\udcff".encode("utf-8", "replace").decode()}):
         assert sent(lab.url, "/login", "POST", fields, Origin=lab.url.rstrip("/"))[0] in (403, 429)
+
+
+# -- over TLS ------------------------------------------------------------------------------------------------
+
+
+def test_over_tls_the_cookie_is_for_tls_alone(lab, tmp_path):
+    cert, key, port = tmp_path / "cert.pem", tmp_path / "key.pem", free_port()
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
+               "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    thread = lab.serve(Terms(users=lab.users.path, cert=cert, key=key), port)
+    try:
+        client = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=ssl.create_default_context(cafile=str(cert)))
+        fields = urlencode({"user": "ann", "password": WORDS["ann"], "next": "/"})
+        form = {"Content-Type": "application/x-www-form-urlencoded", "Origin": f"https://127.0.0.1:{port}"}
+        client.request("POST", "/login", fields, form)
+        answer = client.getresponse()
+        set_ = answer.getheader("Set-Cookie")
+        assert answer.read() == b"" and answer.status == 303
+        assert set_.startswith(f"__Host-speechlab-{port}=") and {"Secure", "HttpOnly", "Path=/"} <= {
+            part.strip() for part in set_.split(";")
+        }
+        client.request("GET", "/", headers={"Cookie": set_.partition(";")[0]})
+        assert b"ann, operator" in client.getresponse().read()
+        client.close()
+        with pytest.raises((OSError, http.client.HTTPException)):
+            sent(f"http://127.0.0.1:{port}/", "/login")
+    finally:
+        thread.stop()
+
+
+def test_behind_a_proxy_each_address_waits_for_itself_and_names_are_exact(lab):
+    port = free_port()
+    thread = lab.serve(Terms(users=lab.users.path, proxy=True, origins=("https://lab.example.org",)), port)
+    try:
+        url, here = f"http://127.0.0.1:{port}/", {"Host": "lab.example.org", "Origin": "https://lab.example.org"}
+        assert sent(url, "/login")[0] == 403, "by another name"
+        assert tried(url, "ann", WORDS["ann"], Host="lab.example.org", Origin="http://lab.example.org")[0] == 403, "without TLS"
+        for _ in range(FREE):
+            assert tried(url, "nobody", "a wrong password", **here, X_Forwarded_For="192.0.2.1")[0] == 403
+        assert tried(url, "ann", WORDS["ann"], **here, X_Forwarded_For="198.51.100.7, 192.0.2.1")[0] == 429, "what a client says of itself"
+        status, headers, _ = tried(url, "ann", WORDS["ann"], **here, X_Forwarded_For="192.0.2.2")
+        assert status == 303 and "Secure" in headers["set-cookie"]
+        mine = headers["set-cookie"].partition(";")[0]
+        body = sent(url, "/", Cookie=mine, Host="lab.example.org")[2]
+        given = re.search(r'"token":"([^"]+)"', body)[1]
+        assert shaken(url, "/", given, Cookie=mine, **here) == 101, "control"
+        assert shaken(url, "/", given, Cookie=mine, Host="lab.example.org", Origin="http://lab.example.org") == 403
+    finally:
+        thread.stop()
 
 
 # -- by OAuth ------------------------------------------------------------------------------------------------

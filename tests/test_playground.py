@@ -37,6 +37,22 @@ def test_a_playground_wants_a_model():
         Playground([])
 
 
+def test_a_clip_is_kept_for_who_may_change_things(tmp_path, monkeypatch):
+    may = [False]
+    monkeypatch.setattr(playground.door, "may_change", lambda: may[0])
+    bench = Playground(keep=tmp_path / "kept")
+    bench._wave_N = (0.1 * np.sin(np.arange(SAMPLE_RATE) / 7)).astype(np.float32)
+    bench.reference.value, bench.consent.value = "hello", list(bench.consent.options)
+    assert bench.store.disabled and "operators only" in bench.store.label
+    bench._stored(None)  # as a message that no button sends
+    assert "Only operators may do this." in bench.said.value and not (tmp_path / "kept").exists()
+    may[0] = True
+    bench._storable()
+    assert not bench.store.disabled
+    bench._stored(None)
+    assert len(list((tmp_path / "kept").glob("*.flac"))) == 1, "control"
+
+
 # -- in a browser ------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import pytest
 from released import RECORD, better, finished
 from typer.testing import CliRunner
 
-from speechlab import cli, cli_registry, config, registry, systems, tracking, versions
+from speechlab import cli, cli_registry, config, registry, systems, tracking, upkeep, versions
 from speechlab.errors import InputError
 from speechlab.runs import Run
 
@@ -72,6 +72,15 @@ def test_the_same_weights_are_one_version_and_better_ones_another(run, small_whi
     assert (second.version, second.rates) == (2, {}) and second.digest != first.digest
     assert where("prompts-en") == {"candidate": 2}
     assert systems.resolve("models:/prompts-en/1", "en").sha256 == before != systems.resolve("models:/prompts-en/2", "en").sha256
+
+
+def test_a_run_that_a_model_leads_back_to_is_not_deleted(run, reports):
+    made = registry.register(run, "voice")
+    with pytest.raises(InputError, match=r"registered models lead back[\s\S]*models:/voice/1"):
+        upkeep.delete(run, reports)
+    assert (run.path / "config.yaml").exists() and made.version == 1
+    versions.connect().delete_registered_model("voice")
+    assert upkeep.delete(run, reports) > 0, "control"
 
 
 def test_promote_and_go_back(run, small_whisper):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+from pathlib import Path
 
 import pytest
 from browser import EVIL_TEXT, make_run, step_event
 from sidelong import evaluated, trained
 from test_plots import live_markup
 
-from speechlab import catalogue, text
+from speechlab import catalogue, door, tags, text
 from speechlab.catalogue import Catalogue, Entry
-from speechlab.shelf import MOST, Shelf, _View, ago, run_html, spark_html
+from speechlab.shelf import MOST, Shelf, _Place, _View, ago, run_html, spark_html
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_only_what_has_changed_is_written(view, tmp_path):
 
 def test_the_filter_keeps_ticks_and_says_when_nothing_is_left(view):
     tick = next(place.tick for id, place in view._places.items() if id.startswith("first"))
-    tick.value = True
+    tick.value = list(tick.options)
     view._shelf.words = "SECOND"
     assert shown(view) == ["second"]
     view._shelf.words = "no such run"
@@ -73,14 +75,80 @@ def test_the_filter_keeps_ticks_and_says_when_nothing_is_left(view):
 def test_two_ticks_lead_to_their_comparison_the_older_first(view):
     places = {id.split("-")[0]: (id, place) for id, place in view._places.items()}
     assert places["live"][1].tick.disabled, "it was not evaluated"
-    places["second"][1].tick.value = True
+    for _, place in places.values():
+        assert place.tick.options == [place.layout.name.removeprefix("run ")], "what a screen reader says of it"
+    places["second"][1].tick.value = list(places["second"][1].tick.options)
     assert "tick a second run" in view._tray.value
-    places["first"][1].tick.value = True
+    places["first"][1].tick.value = list(places["first"][1].tick.options)
     order = [e.id for e in view._shelf.catalogue.look()]
     b, a = sorted((places["first"][0], places["second"][0]), key=order.index)
     assert f'href="compare?a={a}&amp;b={b}"' in view._tray.value
-    view._places["live"].tick.value = True
+    view._places["live"].tick.value = ["live"]
     assert "3 are ticked" in view._tray.value
+
+
+def pressed(deed) -> None:
+    """What a button does, to its end."""
+    if (coming := deed(None)) is not None:
+        asyncio.run(coming)
+
+
+def test_a_run_is_tagged_and_found_by_its_tag(view):
+    place = view._places["live"]
+    hand = place._hand
+    hand._turn(True)
+    hand._words.value = "baseline,  v2 new"
+    pressed(hand._save)
+    view.tick()
+    assert "#baseline" in value(view, "live") and "#v2 new" in value(view, "live") and hand.inside.objects == []
+    view._shelf.words = "#base"
+    assert shown(view) == ["live"]
+    hand._turn(True)
+    assert hand._words.value == "baseline, v2 new"
+    hand._words.value = EVIL_TEXT
+    pressed(hand._save)
+    assert "A tag cannot be taken" in hand._said.value and "<script>" not in hand._said.value and hand.inside.objects
+    view.tick()
+    assert "#baseline" in value(view, "live"), "as they were"
+    assert "<i>" not in run_html(Entry("a", Path("a"), tags=("<i>",))), "whoever wrote the file"
+
+
+def test_a_run_is_deleted_after_a_question_and_not_while_it_trains(view, tmp_path):
+    hand, run = view._places["live"]._hand, view._shelf.catalogue.run("live")
+    hand._turn(True)
+    pressed(hand._confirm)
+    assert "Delete live with all that is in its directory" in hand._said.value and hand._yes.visible and run.path.exists()
+    with run.lock():
+        pressed(hand._delete)
+        assert "Another process is training run live" in hand._said.value and (run.path / "config.yaml").exists()
+    pressed(hand._delete)
+    view.tick()
+    assert not run.path.exists() and len(shown(view)) == 2, "control"
+
+
+def test_nothing_is_deleted_through_a_link_or_that_another_run_needs(view, tmp_path):
+    (tmp_path / "linked").symlink_to(tmp_path / "live")
+    view.tick()
+    pressed(view._places["linked"]._hand._delete)
+    assert "through a link" in view._places["linked"]._hand._said.value
+    first = next(id for id in view._places if id.startswith("first"))
+    config = tmp_path / "live" / "config.yaml"
+    config.write_text(config.read_text().replace("weights: tiny.en", f"weights: {tmp_path / first / 'checkpoints'}"))
+    pressed(view._places[first]._hand._delete)
+    assert "other runs refer to it" in view._places[first]._hand._said.value
+    assert (tmp_path / "live" / "config.yaml").exists() and (tmp_path / first / "config.yaml").exists()
+
+
+def test_a_reader_has_no_hand_and_an_operator_s_is_asked_again(view, monkeypatch):
+    hand, run = view._places["live"]._hand, view._shelf.catalogue.run("live")
+    monkeypatch.setattr(door, "may_change", lambda: False)
+    hand._words.value = "mine"
+    for deed in (hand._save, hand._confirm, hand._delete):
+        hand._tell("")
+        pressed(deed)
+        assert "Only operators may do this." in hand._said.value
+    assert run.path.exists() and tags.read(run.path) == ()
+    assert _Place("x", view._shelf.catalogue, print)._hand is None
 
 
 def test_an_empty_folder_says_what_to_do_and_fills_itself(tmp_path, monkeypatch):

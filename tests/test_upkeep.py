@@ -137,7 +137,7 @@ def test_a_trial_of_a_sweep_counts_as_another_run(run, folder):
 
 
 def test_a_run_goes_and_no_other_is_touched(run, other, folder):
-    (folder / "mlflow.db").write_bytes(b"db")
+    (folder / "notes.db").write_bytes(b"db")
     before = {name: data for name, data in snapshot(folder).items() if not name.startswith(run.id)}
     size = sum(upkeep.disk(run.path).values())
     assert upkeep.delete(run, folder) == size
