@@ -19,7 +19,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # the one module that may know each of these
 ONLY_IMPORTER = {
-    "ray": {"cluster", "infer", "ingest", "tune"},  # one trains, one decodes, one prepares, one searches
+    "ray": {"cluster", "infer", "ingest", "serving", "tune"},  # one trains, one decodes, one prepares, one serves, one searches
     "mlflow": {"tracking", "versions"},  # one follows runs, one finds weights
     "panel": {"app", "board", "contrast", "explorer", "listen", "machine", "mixer", "players", "playground", "review", "shelf", "trials"}
     | {"report", "style"},  # where its style sheets lie, and its script
@@ -43,8 +43,9 @@ ONLY_IMPORTER = {
     "usearch": {"likeness"},
     "PIL": {"thumbnails"},
     "markdown_it": {"markup"},
-    "typer": {"cli", "cli_corpus", "cli_registry", "cli_reproduce", "cli_runs", "cli_score", "cli_transcribe"},
-    "pydantic": {"config"},
+    "typer": {"cli", "cli_corpus", "cli_registry", "cli_reproduce", "cli_runs", "cli_score", "cli_serve", "cli_transcribe"},
+    "pydantic": {"config", "routes"},
+    "starlette": {"serving"},
     "jsonschema": {"provenance"},
 }
 # longer than about 400 lines, and why
@@ -127,6 +128,7 @@ def test_modules_have_a_test_file(path):
         "memory": "budget",
         "cli_registry": "registry",
         "cli_runs": "experiments",
+        "cli_serve": "serving",
         "cli_transcribe": "passages",
     }
     assert (ROOT / "tests" / f"test_{shared.get(path.stem, path.stem)}.py").exists()
