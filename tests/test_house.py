@@ -19,7 +19,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # the one module that may know each of these
 ONLY_IMPORTER = {
-    "ray": {"cluster", "infer", "ingest", "serving", "tune"},  # one trains, one decodes, one prepares, one serves, one searches
+    "ray": {"cluster", "front", "infer", "ingest", "serving", "tune"},  # one trains, one decodes, one prepares, one serves, one searches
     "mlflow": {"tracking", "versions"},  # one follows runs, one finds weights
     "panel": {"app", "board", "contrast", "explorer", "listen", "machine", "mixer", "players", "playground", "review", "shelf", "trials"}
     | {"report", "style"},  # where its style sheets lie, and its script
@@ -45,7 +45,7 @@ ONLY_IMPORTER = {
     "markdown_it": {"markup"},
     "typer": {"cli", "cli_corpus", "cli_registry", "cli_reproduce", "cli_runs", "cli_score", "cli_serve", "cli_transcribe"},
     "pydantic": {"config", "routes"},
-    "starlette": {"serving"},
+    "starlette": {"front"},
     "jsonschema": {"provenance"},
 }
 # longer than about 400 lines, and why
