@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from speechlab import passages, systems
 from speechlab.audio import Wave
 from speechlab.errors import InputError
@@ -62,6 +64,7 @@ class Batcher:
         wait: For others, in seconds.
         ready: Name and language to a model and how it is asked.
         at_hand: Told which requests are being worked on, each time before that changes: those to blame if this process dies.
+        threads: Of torch, for the one that hears; None leaves what is set.
     """
 
     def __init__(
@@ -71,12 +74,14 @@ class Batcher:
         wait: Seconds = WAIT,
         ready: Callable[[str, str], Ready] = systems.ready,
         at_hand: Callable[[list[int]], None] = lambda _: None,
+        threads: int | None = None,
     ) -> None:
         self._ready, self._at_hand, self._most, self._wait = ready, at_hand, most, wait
         self._lanes, self._since = Lanes(most), 0.0
         self._requests: dict[int, _Request] = {}
         self._models: OrderedDict[tuple[str, str], Future[Ready]] = OrderedDict()
         self._busy: Counter[int] = Counter()
+        self._threads = threads
         self._changed, self._closed = threading.Condition(threading.RLock()), False
         self._loading, self._cutting = ThreadPoolExecutor(1, "loading"), ThreadPoolExecutor(1, "cutting")
         self._hearing = threading.Thread(target=self._hear, name="hearing", daemon=True)
@@ -161,6 +166,8 @@ class Batcher:
     # -- heard --------------------------------------------------------------------------------------
 
     def _hear(self) -> None:
+        if self._threads:
+            torch.set_num_threads(self._threads)  # a thread's own
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed or bool(self._lanes))

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from speechlab import cli_corpus, cli_registry, cli_reproduce, cli_runs, cli_score, cli_transcribe, cli_users, runs
+from speechlab import cli_corpus, cli_registry, cli_reproduce, cli_runs, cli_score, cli_serve, cli_transcribe, cli_users, runs
 from speechlab import config as configs
 from speechlab.cli_corpus import QUICKSTART, ConfigOption, out
 from speechlab.cli_score import SetOption
@@ -36,6 +36,7 @@ app.add_typer(cli_runs.app)
 app.add_typer(cli_registry.app)
 app.add_typer(cli_transcribe.app)
 app.add_typer(cli_users.app)
+app.add_typer(cli_serve.app)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 RunArgument = Annotated[str, typer.Argument(help="run id, path, or latest")]

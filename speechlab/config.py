@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -45,6 +45,9 @@ class Section(BaseModel):
     """A frozen group of settings; unknown keys are errors, types are not coerced, numbers are finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Settings = TypeVar("Settings", bound=Section)
 
 
 Remark = Literal["truncated", "clipped", "quiet", "noisy", "narrow_band", "little_speech", "characters", "speaking_rate", "ctc",
@@ -445,6 +448,13 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Exper
             listed at once, each with what was got, what was expected and, for a misspelt key, the
             nearest known one.
     """
+    values = _read(path)
+    for item in overrides:
+        _override(values, item)
+    return validate(values, str(path))
+
+
+def _read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_absolute() and not path.exists():
         path = home() / path
@@ -459,10 +469,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Exper
     except OSError as e:
         do = "check the path and its permissions"
         raise InputError("The config file cannot be read.", got=f"{path}: {e.strerror}", expected="a readable file", do=do) from None
-    values = _parse(text, str(path))
-    for item in overrides:
-        _override(values, item)
-    return validate(values, str(path))
+    return _parse(text, str(path))
 
 
 def validate(values: dict[str, Any], source: str) -> Experiment:
@@ -471,11 +478,28 @@ def validate(values: dict[str, Any], source: str) -> Experiment:
     Raises:
         InputError: as for :func:`load`.
     """
+    return _validated(Experiment, values, source)
+
+
+def section(kind: type[Settings], path: str | Path) -> Settings:
+    """Settings of another kind from a file of their own, as strictly.
+
+    Args:
+        kind: A :class:`Section`.
+        path: A YAML file.
+
+    Raises:
+        InputError: as for :func:`load`.
+    """
+    return _validated(kind, _read(path), str(path))
+
+
+def _validated(kind: type[Settings], values: dict[str, Any], source: str) -> Settings:
     try:
-        return Experiment.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as e:
         # a default that follows another value is no problem of its own where that value is one
-        problems = [(_where(err), _explain(err)) for err in e.errors() if err["type"] != "default_factory_not_called"]
+        problems = [(_where(err), _explain(err, kind)) for err in e.errors() if err["type"] != "default_factory_not_called"]
         count = f"{len(problems)} value{'s' if len(problems) > 1 else ''}"
         told = "\n".join(f"- {where or 'config'}: {why}" for where, why in problems)
         raise InputError(f"{source}: {count} cannot be used.\n{told}", do=f"mend each in {source}", problems=dict(problems)) from None
@@ -576,7 +600,7 @@ def _parse(text: str, source: str) -> dict[str, Any]:
 
 def _yaml(text: str, source: str) -> Any:
     try:
-        return copy.deepcopy(_read(text))
+        return copy.deepcopy(_loaded(text))
     except (yaml.YAMLError, ValueError, RecursionError) as e:  # the last two: a date like 2001-99-99, and deep nesting
         expected = "plain YAML: no tags, no anchors, each key once"
         do = "mend the place named above"
@@ -584,7 +608,7 @@ def _yaml(text: str, source: str) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _read(text: str) -> Any:
+def _loaded(text: str) -> Any:
     """A page asks for the same run's config again and again."""
     return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader, and stricter
 
@@ -615,20 +639,20 @@ def _where(err: Any) -> str:
     return ".".join(str(part) for part in err["loc"])
 
 
-def _explain(err: Any) -> str:
+def _explain(err: Any, kind: type[Section]) -> str:
     """One problem as ``got ..., expected ...; what to do``."""
-    got, kind = err.get("input"), err["type"]
-    if kind in {"extra_forbidden", "invalid_key"}:
+    got, what = err.get("input"), err["type"]
+    if what in {"extra_forbidden", "invalid_key"}:
         key = str(err["loc"][-1])
-        return f"got the unknown key {key!r}, expected a known one; {did_you_mean(key, _fields(err['loc'][:-1]))}"
-    if kind == "missing":
+        return f"got the unknown key {key!r}, expected a known one; {did_you_mean(key, _fields(kind, err['loc'][:-1]))}"
+    if what == "missing":
         return f"got nothing, expected a value; add a line {err['loc'][-1]}: ..."
-    if kind == "value_error":
+    if what == "value_error":
         return str(err["ctx"]["error"])
     expected = err["msg"].removeprefix("Input should be ").replace("String should ", "text to ")
-    if kind == "model_type":
-        expected = f"a section with any of {', '.join(_fields(err['loc']))}"
-    return f"got {repr(got)[:80]} ({type(got).__name__}), expected {expected}{_remedy(kind, got)}"
+    if what == "model_type":
+        expected = f"a section with any of {', '.join(_fields(kind, err['loc']))}"
+    return f"got {repr(got)[:80]} ({type(got).__name__}), expected {expected}{_remedy(what, got)}"
 
 
 def _remedy(kind: str, got: Any) -> str:
@@ -652,9 +676,11 @@ def _yaml_float(x: float) -> str:
     return f"{mantissa if '.' in mantissa else mantissa + '.0'}{e}{exponent}"
 
 
-def _fields(loc: tuple[Any, ...]) -> list[str]:
-    model: Any = Experiment
+def _fields(kind: type[Section], loc: tuple[Any, ...]) -> list[str]:
+    model: Any = kind
     for part in loc:
+        if isinstance(part, int):  # of a list, whose items are sections
+            continue
         model = model.model_fields[part].annotation
         model = next((kind for kind in get_args(model) if kind is not type(None)), model)  # a section that may be left out
     return list(model.model_fields)

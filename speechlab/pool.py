@@ -38,6 +38,15 @@ def workers_for(count: int) -> int:
     return 0 if count < FEW else cores()
 
 
+def preload(*modules: str) -> None:
+    """Have processes that are started from now on begin with modules imported, so that each is there in 20 ms and not 300.
+
+    Args:
+        modules: Names of such as start no threads. Without effect once a process has been started.
+    """
+    multiprocessing.set_forkserver_preload(list(modules))
+
+
 def over(work: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> Iterator[tuple[Item, Result | Crashed]]:
     """Do work on items, in order.
 

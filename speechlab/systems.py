@@ -171,7 +171,7 @@ def resolve(name: str, language: str, uri: str | None = None) -> System:
     return System(_plain(wanted), kind, str(found.path), found.sha256, language, f"{found.name}, {found.source}")
 
 
-def ready(name: str, language: str, device: str = "auto", precision: str = "") -> tuple[Any, dict[str, str]]:
+def ready(name: str, language: str, device: str = "auto", precision: str = "", uri: str | None = None) -> tuple[Any, dict[str, str]]:
     """A model by its name, loaded, and how it is to be asked.
 
     Args:
@@ -179,6 +179,7 @@ def ready(name: str, language: str, device: str = "auto", precision: str = "") -
         language: Of the speech.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``fp32``, ``bf16`` or ``fp16``; empty is bf16 where the device multiplies it itself, fp32 elsewhere.
+        uri: As for :func:`resolve`.
 
     Returns:
         The model, ready to transcribe, and its ``device`` and ``precision``.
@@ -188,7 +189,7 @@ def ready(name: str, language: str, device: str = "auto", precision: str = "") -
     """
     import torch
 
-    system = resolve(name, language)
+    system = resolve(name, language, uri)
     device = decoding.resolve_device(device, torch.cuda.is_available())
     precision = precision or ("bf16" if device == "cuda" or provenance.bf16_native() else "fp32")
     return system.load(None, device, ()), {"device": device, "precision": precision}

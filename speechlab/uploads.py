@@ -18,6 +18,7 @@ from speechlab.units import Seconds, clock
 LARGEST = 16 * 2**20  # bytes of a file: Bokeh's server takes messages of 20 MB, and base64 adds a third
 LONGEST: Seconds = 900.0  # of a clip, decoded
 MEMORY = 4 * 2**30  # bytes that the process may take, and …
+PRELOADED = [__name__]
 PATIENCE = 60  # … seconds of processor time
 
 
@@ -37,6 +38,7 @@ def decoded(data: bytes, name: str = "the file") -> Wave:
     if len(data) > LARGEST:
         got = f"{name}: {len(data) / 2**20:.0f} MB"
         raise InputError("The file is too large.", got=got, expected=f"at most {LARGEST / 2**20:.0f} MB", do="send a part of it, or as MP3")
+    pool.preload(*PRELOADED)
     ((_, found),) = pool.over(_within_limits, [data], workers=1)
     if isinstance(found, pool.Crashed):
         raise InputError("The file took more memory or time than audio does.", got=name, expected=f"at most {clock(LONGEST)} of audio")

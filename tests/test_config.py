@@ -30,7 +30,7 @@ CONFIGS = {
     "wav2vec2-pretraining.yaml",
     "wav2vec2.yaml",
 }
-MANIFESTS = {"cluster/rayjob.yaml"}  # no experiment: where one runs; tests/test_rayjob.py
+MANIFESTS = {"cluster/rayjob.yaml", "serving/canary.yaml"}  # no experiments: tests/test_rayjob.py, tests/test_routes.py
 IDENTITY_IGNORES = {"name", "question", "corpus.root", "corpus.decisions", "cluster", "tracking"} | {
     f"evaluation.{leaf}" for leaf in ("noise", "batch_seconds", "latency", "workers")
 }
