@@ -688,6 +688,30 @@ def test_every_page_fits_its_window_and_reads(chrome, served, runs, width, schem
 
 
 @pytest.mark.slow
+def test_times_are_in_the_zone_of_the_reader(chrome, served, runs):
+    """The same moment, and where it is another day the other day; behind shadow roots, in texts that are written anew."""
+    run = make_run(runs, steps=3, epochs=1, name="dated")
+    (run.path / "events.jsonl").write_text("")
+    run.append({"kind": "start", "time": 1_795_000_000.0, "steps": 3, "epochs": 1, "workers": 1, "device": "cpu", "resumed_from": None})
+    run.append({"kind": "message", "time": 1_795_000_000.0, "level": "info", "text": "a message"})
+    url = served(runs)
+    shown = {}
+    for zone in ("Pacific/Auckland", "America/Los_Angeles"):
+        for address in ("", "run?run=dated"):
+            page, log = opened(chrome, url + address, timezone_id=zone, locale="en-GB")
+            time_of = page.locator("time[datetime='2026-11-18T11:06:40Z']")
+            time_of.first.wait_for(timeout=60_000)
+            shown[zone, address] = time_of.first.inner_text()
+            assert re.fullmatch(r"2026-11-18 \d\d:\d\d UTC[+-]\d\d:\d\d", time_of.first.get_attribute("title")), (
+                "with its offset, on demand"
+            )
+            assert log.errors == []
+            page.context.close()
+    assert shown["Pacific/Auckland", ""] == shown["Pacific/Auckland", "run?run=dated"] == "19 Nov 2026, 00:06"
+    assert shown["America/Los_Angeles", ""] == shown["America/Los_Angeles", "run?run=dated"] == "18 Nov 2026, 03:06"
+
+
+@pytest.mark.slow
 def test_the_command_line_opens_at_a_run(runs, tmp_path):
     port = free_port()
     command = [sys.executable, "-m", "speechlab", "dashboard", str(runs / "live"), "--port", str(port)]

@@ -12,10 +12,12 @@ import time
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
 from browser import canvas_pixels, chromium, free_port, settle, watch
+from test_uploads import flac
 
-from speechlab import runs
+from speechlab import corpora, runs
 from speechlab.corpora import decisions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,10 +47,13 @@ def lab(tmp_path, prompts, tiny_en):
             assert time.monotonic() < deadline, (tmp_path / "lab.log").read_text()
             time.sleep(0.2)
 
-    def prepared(name: str, **parameters: object) -> tuple[str, Path]:
+    def prepared(name: str, *cells: str, **parameters: object) -> tuple[str, Path]:
         command = [str(BIN / "papermill"), str(ROOT / "notebooks" / name), str(tmp_path / "notebooks" / name), "--prepare-only"]
         wanted = [part for key, value in parameters.items() for part in ("-p", key, str(value))]
         subprocess.run([*command, *wanted], check=True, capture_output=True, timeout=60)
+        notebook = nbformat.read(tmp_path / "notebooks" / name, as_version=4)
+        notebook.cells += [nbformat.v4.new_code_cell(source) for source in cells]
+        nbformat.write(notebook, tmp_path / "notebooks" / name)
         return f"{address}/lab/workspaces/test/tree/notebooks/{name}?token={token}", tmp_path
 
     yield prepared
@@ -123,8 +128,11 @@ def test_the_signal_notebook_s_sliders_work_in_jupyterlab(lab):
 
 
 @pytest.mark.slow
-def test_a_transcript_is_decided_about_in_jupyterlab(lab, prompts):
-    url, project = lab("01_corpus.ipynb", heard=8, top=4, decisions="decisions.jsonl")
+def test_a_transcript_is_decided_about_and_a_clip_is_heard_in_jupyterlab(lab, prompts, tmp_path):
+    cell = "from speechlab.playground import Playground\n\nPlayground(['tiny.en'])"
+    url, project = lab("01_corpus.ipynb", cell, heard=8, top=4, decisions="decisions.jsonl")
+    cut = sorted(prompts.cuts["test"], key=lambda cut: (cut.duration, cut.id))[110]
+    (tmp_path / "clip.flac").write_bytes(flac(corpora.load_audio(cut)))
     with chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 1600})
         log = watch(page)
@@ -137,5 +145,10 @@ def test_a_transcript_is_decided_about_in_jupyterlab(lab, prompts):
         page.get_by_text("3 of 4").first.wait_for(timeout=60_000)
         made = decisions.read(project / "decisions.jsonl")
         assert [d.verdict for d in made.values()] == ["accept", "drop"]
+        page.set_input_files(".jp-OutputArea input[type=file]", str(tmp_path / "clip.flac"))
+        words = page.locator("p:has(> button.word)").first
+        words.wait_for(timeout=180_000)
+        page.locator("td", has_text=re.compile(r"^\d+\.\d\d$")).first.wait_for(timeout=120_000)  # timed: all of it was heard
+        assert words.inner_text().lower().strip() == cut.supervisions[0].text.lower().strip()
         page.screenshot(path=str(project / "lab.png"))
         assert log.external == []

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import nbformat
 import pytest
+from browser import chromium, free_port, watch
 
 from speechlab import config, evaluation, report, results, runs
 from speechlab.errors import InputError
@@ -119,6 +124,55 @@ def test_notebooks_under_nbval(name, reported, tmp_path):
     ]
     done = subprocess.run(validate, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.slow
+def test_notebooks_with_boards_are_served_as_they_are(reported, tmp_path):
+    """``panel serve notebooks/….ipynb``: they show the latest run, and train nothing."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    shutil.copytree(reported.path, tmp_path / "reports" / reported.id)
+    port, names = free_port(), ("03_train", "05_errors", "06_compare", "10_runs")
+    command = [sys.executable, "-m", "panel", "serve", *(f"notebooks/{name}.ipynb" for name in names)]
+    with (tmp_path / "serve.log").open("w") as log:
+        server = subprocess.Popen([*command, f"--port={port}", "--address=127.0.0.1"], cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2)
+                break
+            except OSError:
+                assert server.poll() is None, (tmp_path / "serve.log").read_text()
+                time.sleep(0.2)
+        with chromium() as browser:
+
+            def opened(name: str):
+                page = browser.new_page(viewport={"width": 1280, "height": 1000})
+                seen.append(watch(page))
+                page.goto(f"http://127.0.0.1:{port}/{name}", timeout=180_000)
+                return page
+
+            seen: list = []
+            page = opened("03_train")
+            page.locator(".badge.finished").nth(1).wait_for(timeout=120_000)  # the live board, and the static one
+            assert page.get_by_text(reported.id).count() and page.locator(".bk-Figure").count() >= 14
+            page = opened("05_errors")
+            search = page.get_by_placeholder("said > heard")
+            search.wait_for(timeout=120_000)
+            search.fill("please")
+            page.keyboard.press("Enter")
+            page.get_by_text("“please”").first.wait_for(timeout=60_000)
+            page = opened("06_compare")
+            page.get_by_text(re.compile("^(OK|REGRESSED|INCONCLUSIVE): ")).first.wait_for(timeout=120_000)
+            page = opened("10_runs")
+            page.get_by_role("cell", name=reported.id, exact=True).first.wait_for(timeout=120_000)
+            for told in seen:
+                assert told.external == [] and told.errors == []
+    finally:
+        server.terminate()
+        server.wait(30)
+    assert [path.name for path in (tmp_path / "reports").iterdir() if (path / "config.yaml").exists()] == [reported.id]
+    assert (tmp_path / "reports" / reported.id / "events.jsonl").read_bytes() == (reported.path / "events.jsonl").read_bytes()
 
 
 SMALL = ["corpus.limit=8", "training.epochs=2", "training.validate_epochs=1", "cluster.workers=0", "tracking.enabled=false"]
