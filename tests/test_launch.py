@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import shutil
 import socket
@@ -320,6 +319,4 @@ def test_the_page_fits_and_says_what_stands_in_line(chrome, served, tmp_path, dr
     shutil.rmtree(tmp_path / "b")  # a run that is deleted is in no queue
     page.get_by_role("link", name="b", exact=True).wait_for(state="detached", timeout=30_000)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    if shots := os.environ.get("SHOTS"):
-        page.screenshot(path=f"{shots}/queue-{width}.png", full_page=True)
     assert log.external == [] and log.errors == []
