@@ -7,8 +7,8 @@ that one made is of no use to another. Panel's own login (1.9) is not used: it c
 ``next=///elsewhere``, lets one guess as fast as one can, and sets cookies without ``SameSite``. Its OAuth is used, within the same
 bounds, and without keeping the service's tokens.
 
-Not covered: logging out of the OAuth service; a login that was copied before it was logged out is good again when the server starts anew,
-until the week is over or the password is changed.
+Not covered: who knows a name can make whoever has it wait, up to a minute at a time; logging out of the OAuth service; a login that was
+copied before it was logged out is good again when the server starts anew, until the week is over or the password is changed.
 """
 
 from __future__ import annotations

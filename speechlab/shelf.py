@@ -54,7 +54,7 @@ RUN_CSS = (
 .run .name { font-weight: 600; overflow-wrap: anywhere; }
 .run svg { width: 100%; height: 30px; display: block; overflow: visible; }
 .run figure { margin: 0; } .run figcaption { font-size: .85em; opacity: .8; white-space: nowrap; }
-.run .sums { display: grid; grid-template-columns: repeat(auto-fit, minmax(8em, 1fr)); gap: .2em .8em; align-items: start; }
+.run .sums { display: grid; grid-template-columns: repeat(auto-fit, minmax(7em, 1fr)); gap: .2em .8em; align-items: start; }
 .run .sums b { font-weight: 600; font-variant-numeric: tabular-nums; }
 .run .sums span { opacity: .8; font-size: .85em; display: block; }
 .run .tag { border: 1px solid #8888; border-radius: 1em; padding: 0 .6em; margin: .2em .3em 0 0; display: inline-block; font-size: .85em; }
@@ -119,9 +119,11 @@ class _View:
         if seen == self._seen:
             return
         self._seen, entries = seen, seen[0]
-        self._places = {e.id: self._places.get(e.id) or _Place(e.id, self._shelf.catalogue, self._tell) for e in entries}
         found = [e for e in entries if e.holds(self._shelf.words)]
         shown = found[:MOST]
+        placed = {*self._places, *(e.id for e in shown)}  # those that were shown keep their ticks
+        made = self._shelf.catalogue, self._tell
+        self._places = {e.id: self._places.get(e.id) or _Place(e.id, *made) for e in entries if e.id in placed}
         for entry in shown:
             self._places[entry.id].show(entry)
         if [e.id for e in shown] != self._shown:
@@ -170,9 +172,11 @@ class _Place:
         line = {"border-top": "1px solid #8884", "padding": "8px 0"}
         looks: dict[str, Any] = {"styles": line, "stylesheets": [ROW_CSS], "sizing_mode": "stretch_width", "margin": 0}
         self._hand = _Hand(id, catalogue) if door.may_change() else None
-        left = pn.Column(self.tick, *([self._hand.open] if self._hand else []), width=110, margin=0)
-        row = pn.Row(left, self._text, sizing_mode="stretch_width", margin=0, stylesheets=[ROW_CSS])
-        self.layout = pn.Column(row, *([self._hand.inside] if self._hand else []), name=f"run {id}", **looks)
+        parts = [self.tick, self._text, *([self._hand.open] if self._hand else [])]
+        row = pn.Row(*parts, sizing_mode="stretch_width", margin=0, stylesheets=[ROW_CSS])
+        self.layout = pn.Column(row, name=f"run {id}", **looks)
+        if self._hand:
+            self._hand.place = self.layout
 
     def show(self, entry: Entry) -> None:
         """Write the run, if it has changed or time has."""
@@ -186,31 +190,31 @@ class _Place:
 
 
 class _Hand:
-    """What an operator can do about a run, tag it and delete it: ``open`` is a button that shows ``inside``."""
+    """What an operator can do about a run, tag it and delete it: ``open`` is a button that puts ``inside`` under the run in its place."""
+
+    place: pn.Column
 
     def __init__(self, id: str, catalogue: Catalogue) -> None:
         self._id, self._catalogue, self._tags = id, catalogue, ""
-        self.open = _button(id, lambda _: self._turn(True), stylesheets=[OPEN_CSS])
-        self._said = live(Html(""))
-        self._words = pn.widgets.TextInput(
-            label=f"Tags of {id}, with commas between", stylesheets=[FIELD_CSS], max_length=500, margin=(2, 8, 2, 0)
-        )
-        self._ask, self._yes = _button("Delete the run", self._confirm), _button("Yes, delete it", self._delete, color="danger")
-        save, close = _button("Save", self._save), _button("Close", lambda _: self._turn(False))
-        self._parts = [self._words, save, self._ask, self._yes, close, self._said]
-        self.inside = pn.FlexBox(align_items="end", sizing_mode="stretch_width", margin=0)  # empty until it is opened: runs are many
+        self.open = _button(id, lambda _: self._turn(True), stylesheets=[OPEN_CSS], width=104)
+        self.inside = pn.FlexBox(align_items="end", sizing_mode="stretch_width", margin=0)
 
     def show(self, entry: Entry) -> None:
-        """Take the tags over, unless somebody is writing others."""
+        """Take the tags over."""
         self._tags = ", ".join(entry.tags)
-        if not self.inside.objects:
-            self._words.value = self._tags
 
     def _turn(self, open: bool) -> None:
-        self._words.value, self.open.visible = self._tags, not open
-        self._ask.visible, self._yes.visible = True, False
-        self.inside.objects = self._parts if open else []
-        self._tell("")
+        self.open.visible = not open
+        self.inside.objects = self._parts() if open else []  # not before it is opened: runs are many
+        self.place.objects = [self.place[0], *([self.inside] if open else [])]
+
+    def _parts(self) -> list[pn.viewable.Viewable]:
+        words = {"label": f"Tags of {self._id}, with commas between", "value": self._tags, "max_length": 500}
+        self._words = pn.widgets.TextInput(**words, stylesheets=[FIELD_CSS], margin=(2, 8, 2, 0))
+        self._ask, self._yes = _button("Delete the run", self._confirm), _button("Yes, delete it", self._delete, color="danger")
+        self._yes.visible, self._said = False, live(Html(""))
+        save, close = _button("Save", self._save), _button("Close", lambda _: self._turn(False))
+        return [self._words, save, self._ask, self._yes, close, self._said]
 
     def _tell(self, words: str) -> None:
         lines = Html("<br>").join(Html("{}").format(line) for line in words.splitlines())

@@ -129,9 +129,10 @@ def test_a_run_is_deleted_after_a_question_and_not_while_it_trains(view, tmp_pat
 def test_nothing_is_deleted_through_a_link_or_that_another_run_needs(view, tmp_path):
     (tmp_path / "linked").symlink_to(tmp_path / "live")
     view.tick()
+    for id in ("linked", first := next(id for id in view._places if id.startswith("first"))):
+        view._places[id]._hand._turn(True)
     pressed(view._places["linked"]._hand._delete)
     assert "through a link" in view._places["linked"]._hand._said.value
-    first = next(id for id in view._places if id.startswith("first"))
     config = tmp_path / "live" / "config.yaml"
     config.write_text(config.read_text().replace("weights: tiny.en", f"weights: {tmp_path / first / 'checkpoints'}"))
     pressed(view._places[first]._hand._delete)
@@ -141,6 +142,7 @@ def test_nothing_is_deleted_through_a_link_or_that_another_run_needs(view, tmp_p
 
 def test_a_reader_has_no_hand_and_an_operator_s_is_asked_again(view, monkeypatch):
     hand, run = view._places["live"]._hand, view._shelf.catalogue.run("live")
+    hand._turn(True)
     monkeypatch.setattr(door, "may_change", lambda: False)
     hand._words.value = "mine"
     for deed in (hand._save, hand._confirm, hand._delete):
