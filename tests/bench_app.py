@@ -1,16 +1,19 @@
 """How fast the served app opens, and how soon an event on disk is on its pages.
 
     python tests/bench_app.py [--runs 10] [--steps 10000] [--events 60]
+    python tests/bench_app.py --training configs/quickstart.yaml [--turns 6]
 
 The server is a process of its own, started by ``speechlab dashboard``; Chromium opens its pages. Opening is measured from the request
 to the last run's row, for the first visitor, for whom all events are read, and for the next; and one run's board to its last step.
 Freshness is from the end of the write to the text on the page, on Runs and on Run. The cost of watching is the server's processor
-time for each second with so many open pages, of a folder in which one run gets an event a second.
+time for each second with so many open pages, of a folder in which one run gets an event a second; with ``--training`` it is what ten
+visitors cost a real training on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import statistics
 import subprocess
 import sys
@@ -21,7 +24,9 @@ from typing import Any
 
 import psutil
 from browser import chromium, free_port, make_run, step_event
+from visitors import Visitor, visit
 
+from speechlab import config as configs
 from speechlab.runs import Run
 
 SHOWN = """words => { const find = root => { for (const e of root.querySelectorAll('*')) {
@@ -34,7 +39,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--events", type=int, default=60)
+    parser.add_argument("--training", default="")
+    parser.add_argument("--turns", type=int, default=6)
     asked = parser.parse_args()
+    if asked.training:
+        training(asked.training, asked.turns)
+        return
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         root = Path(folder)
         for i in range(asked.runs):
@@ -61,7 +71,7 @@ def main() -> None:
             run = Run(root / "run-0")
             fresh(browser, url, run, asked.steps, asked.events, "step {:,} of", "Runs")
             fresh(browser, f"{url}run?run=run-0", run, asked.steps + asked.events, asked.events, "{} /", "Run")
-            watching(browser, url, run, server.pid, asked.steps + 2 * asked.events)
+            watching(url, run, server.pid, asked.steps + 2 * asked.events)
         finally:
             server.terminate()
             server.wait(30)
@@ -108,22 +118,67 @@ def fresh(browser: Any, url: str, run: Run, steps: int, events: int, pattern: st
     print(f"{name}: event to page, median {statistics.median(delays):.0f} ms, 95 % {p95:.0f} ms, worst {max(delays):.0f} ms of {events}")
 
 
-def watching(browser: Any, url: str, run: Run, pid: int, step: int, seconds: int = 20) -> None:
-    """The server's processor time with more and more open pages."""
-    server, pages = psutil.Process(pid), []
-    time.sleep(20)  # until the server has let go of the pages before
-    for count in (0, 1, 10):
-        while len(pages) < count:
-            pages.append(browser.new_context().new_page())
-            pages[-1].goto(url if len(pages) % 2 else f"{url}run?run={run.id}")
-            pages[-1].locator(".speechlab").first.wait_for()
-        time.sleep(2)
+def watching(url: str, run: Run, pid: int, step: int, seconds: int = 20) -> None:
+    """The server's processor time with ten visitors of a page, of a folder in which one run gets an event a second."""
+    server = psutil.Process(pid)
+
+    async def together(visitors: list[Visitor]) -> None:
+        nonlocal step
+        await asyncio.sleep(4)
         before = sum(server.cpu_times()[:2])
         for _ in range(seconds):
             step += 1
             run.append(step_event(step, step))
-            time.sleep(1)
-        print(f"{count} open pages: the server takes {100 * (sum(server.cpu_times()[:2]) - before) / seconds:.1f} % of a core")
+            await asyncio.sleep(1)
+        share = 100 * (sum(server.cpu_times()[:2]) - before) / seconds
+        print(f"{len(visitors)} visitors of {visitors[0].url if visitors else 'nothing'}: the server takes {share:.1f} % of a core")
+
+    time.sleep(20)  # until the server has let go of the pages before
+    for pages in ([], [url] * 10, [f"{url}run?run={run.id}"] * 10):
+        visit(pages, together)
+
+
+def training(config: str, turns: int, seconds: int = 20) -> None:
+    """What ten visitors of its page cost a training on the same machine: its speed with and without them, in turns.
+
+    They are visitors without a browser, in this process, so what they take themselves is in it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = configs.load(
+            config, ["training.epochs=1000", "cluster.workers=0", "training.validate_epochs=1000", "tracking.enabled=false"]
+        )
+        run = Run.create(experiment, folder)
+        trainer = subprocess.Popen([sys.executable, "-m", "speechlab", "train", "--resume", str(run.path)], stdout=subprocess.DEVNULL)
+        port = free_port()
+        server = subprocess.Popen(
+            [sys.executable, "-m", "speechlab", "dashboard", str(run.path), "--port", str(port)], stdout=subprocess.DEVNULL
+        )
+        speeds: dict[bool, list[float]] = {False: [], True: []}
+
+        async def together(visitors: list[Visitor]) -> None:
+            await asyncio.sleep(3)
+            tail = run.tail()
+            tail.read()
+            await asyncio.sleep(seconds)
+            steps = [e for e in tail.read() if e["kind"] == "step"]
+            speeds[bool(visitors)].append(sum(e["padded_seconds"] for e in steps) / sum(e["step_seconds"] for e in steps))
+
+        try:
+            wait_for(port)
+            while not len(run.steps()):
+                time.sleep(0.5)
+            time.sleep(10)
+            for _ in range(turns):
+                for count in (0, 10):
+                    visit([f"http://127.0.0.1:{port}/run?run={run.id}"] * count, together)
+        finally:
+            for process in (trainer, server):
+                process.kill()
+                process.wait()
+    ratios = [with_ / without for without, with_ in zip(speeds[False], speeds[True], strict=True)]
+    cost = [100 * (1 - r) for r in ratios]
+    told = ", ".join(f"{c:.1f}" for c in cost)
+    print(f"ten visitors cost the training {statistics.median(cost):.1f} % (median of {turns} turns of {seconds} s: {told})")
 
 
 if __name__ == "__main__":
