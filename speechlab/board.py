@@ -89,6 +89,15 @@ class Board(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
         return view.layout
 
 
+class Pane(pn.pane.Bokeh):  # type: ignore[misc]  # panel has no types
+    """A figure's place, also where a template has a design, as ``panel serve`` gives notebooks: Panel 1.9 would hand it to the figure."""
+
+    priority = 0  # none but the boards' own are made of it
+
+    def _track_overrides(self, *events: Any) -> None:
+        super()._track_overrides(*(event for event in events if event.name != "design"))
+
+
 class _View:
     """One display of a board: its figures and texts, and how much of the feed they show."""
 
@@ -112,7 +121,7 @@ class _View:
         self._source = _shared(figures, self._history.curves)
         self._wer_sources = list(wer.select({"type": ColumnDataSource}))
         self.figures = [figures[0], *([wer] if self._scored else []), *figures[1:]]
-        panes = [pn.pane.Bokeh(figure, sizing_mode="stretch_width", margin=0) for figure in self.figures]
+        panes = [Pane(figure, sizing_mode="stretch_width", margin=0) for figure in self.figures]
         grid = pn.Column(*panes, sizing_mode="stretch_width", styles=GRID)
         self.layout = pn.Column(self._header, grid, self._samples, self._log, sizing_mode="stretch_width", name="board")
         self._callback: Any = None

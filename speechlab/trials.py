@@ -12,7 +12,7 @@ import pandas as pd
 import panel as pn
 
 from speechlab import plots
-from speechlab.board import BOARD_CSS, GRID
+from speechlab.board import BOARD_CSS, GRID, Pane
 from speechlab.markup import Html, table_html
 from speechlab.sweeps import Sweep
 from speechlab.units import clock
@@ -53,7 +53,7 @@ class _View:
         self._seen: Any = None
         self._callback: Any = None
         self._text = pn.widgets.StaticText(value="", stylesheets=[BOARD_CSS], sizing_mode="stretch_width", margin=(4, 0))
-        self._panes = [pn.pane.Bokeh(None, sizing_mode="stretch_width", margin=0) for _ in (None, *sweep.dimensions)]
+        self._panes = [Pane(None, sizing_mode="stretch_width", margin=0) for _ in (None, *sweep.dimensions)]
         grid = pn.Column(*self._panes, sizing_mode="stretch_width", styles=GRID)
         self.layout = pn.Column(self._text, grid, sizing_mode="stretch_width", name="trials")
 

@@ -167,7 +167,7 @@ def test_notebooks_with_boards_are_served_as_they_are(reported, tmp_path):
             page = opened("10_runs")
             page.get_by_role("cell", name=reported.id, exact=True).first.wait_for(timeout=120_000)
             for told in seen:
-                assert told.external == [] and told.errors == []
+                assert (told.external, told.errors) == ([], [])
     finally:
         server.terminate()
         server.wait(30)

@@ -40,8 +40,8 @@ def extension() -> None:
     notebook.serialize_json = lambda *args, **kw: serialize_json(*args, **kw).replace("<", "\\u003c")
     hv.extension("bokeh", inline=True, logo=False)
     pn.extension("tabulator", inline=True)
-    if pn.state.served:  # by panel serve: its page of cells would fetch a font from elsewhere
-        pn.template.EditableTemplate._resources = {**pn.template.EditableTemplate._resources, "css": {}}
+    # the page that panel serve makes of a notebook would fetch a font from elsewhere
+    pn.template.EditableTemplate._resources = {**pn.template.EditableTemplate._resources, "css": {}}
 
 
 def decimate(table: pd.DataFrame, limit: int = 2000, x: str = "step") -> pd.DataFrame:
