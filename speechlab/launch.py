@@ -207,7 +207,8 @@ class Launch(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
         self.go.disabled = True
         try:
             _need_role()
-            by, place = str(pn.state.user or "visitor"), self.place.value
+            seen, place = door.visitor(), self.place.value
+            by = seen.name if seen else "visitor"
             self._tell("Launching …")
             path, items = self._path, list(self._form.overrides)
             asked = self._asked() if place == HERE else Room(0)
