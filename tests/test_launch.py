@@ -20,6 +20,7 @@ from speechlab.catalogue import Catalogue
 from speechlab.errors import InputError
 from speechlab.jobs import Queue
 from speechlab.launch import Launch
+from speechlab.login import Visitor
 from speechlab.runs import Run
 from speechlab.scheduling import Room
 
@@ -75,7 +76,7 @@ def launched(page: Launch) -> str:
 # -- without a browser -------------------------------------------------------------------------------
 
 
-def test_what_is_launched_is_the_config_as_changed_and_joins_the_queue(page_of, tmp_path, driven):  # noqa: F811
+def test_what_is_launched_is_the_config_as_changed_and_joins_the_queue(page_of, tmp_path, driven, monkeypatch):  # noqa: F811
     page, queue = page_of()
     page._form.enter("training.epochs", "7")
     page._form.enter("cluster.workers", "2")
@@ -88,6 +89,9 @@ def test_what_is_launched_is_the_config_as_changed_and_joins_the_queue(page_of, 
     assert run.config == config.load("configs/quickstart.yaml", ["training.epochs=8", "cluster.workers=2"])
     (job,) = queue.jobs()
     assert (job.id, job.by, job.room, job.state) == (run.id, "visitor", Room(1), "running")
+    monkeypatch.setattr(door, "visitor", lambda: Visitor("ann", "operator"))
+    launched(page)
+    assert [j.by for j in queue.jobs()] == ["visitor", "ann"], "turns go by who has logged in"
 
 
 def test_who_may_not_change_anything_launches_tries_and_cancels_nothing(page_of, tmp_path, driven, monkeypatch):  # noqa: F811
