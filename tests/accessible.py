@@ -7,13 +7,6 @@ from typing import Any
 from axe_playwright_python.base import AXE_SCRIPT
 
 RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}, "resultTypes": ["violations"]}
-# rule and end of a selector that stem from Panel and cannot be mended in a page of ours
-ALLOWED: dict[str, tuple[str, ...]] = {
-    # Panel 1.9 writes a single tick's label as a <div> beside it: what is said of the ticks on Runs is its row's first line
-    "label": ('.bk-Checkbox input[type="checkbox"]',),
-    # that <div> is no label either when the tick is disabled, which would free it from the rule
-    "color-contrast": (".bk-Checkbox .bk-label",),
-}
 
 
 def barriers(page: Any) -> list[str]:
@@ -21,11 +14,10 @@ def barriers(page: Any) -> list[str]:
     page.evaluate(AXE_SCRIPT)
     found = page.evaluate("rules => axe.run(document, rules)", RULES)
     return [
-        f"{rule['id']}: {place} {node['html'][:120]} ({' '.join((node['failureSummary'] or '').split())[:200]})"
+        f"{rule['id']}: {_place(node['target'])} {node['html'][:120]} ({' '.join((node['failureSummary'] or '').split())[:200]})"
         for rule in found["violations"]
         if rule["impact"] in ("serious", "critical")
         for node in rule["nodes"]
-        if not (place := _place(node["target"])).endswith(ALLOWED.get(rule["id"], ()))
     ]
 
 
