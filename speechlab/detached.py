@@ -1,19 +1,12 @@
-"""A speechlab command in a process of its own, so that a notebook's kernel stays free, and how a cell waits for it.
-
-Notable: a cell waits by :func:`awaited`, not by ``await``, which is Python in IPython alone: ``panel serve`` refuses such a notebook.
-"""
+"""A speechlab command in a process of its own, so that a notebook's kernel stays free."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
-
-T = TypeVar("T")
 
 # glibc keeps what large tensors freed: with blocks from 16 MB mapped on their own a worker stays at 3.2 GB instead of 3.4
 # after twelve steps and takes a fifth less time. From 1 MB on it is 2.6 GB, at one and a half times the time: page
@@ -44,20 +37,3 @@ def said(folder: Path) -> str:
     """The end of what it said."""
     log = folder / "driver.log"
     return log.read_text("utf-8", "replace")[-2000:] if log.exists() else ""
-
-
-def awaited(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine returns; the loop that this is called in goes on meanwhile, so a notebook's boards move.
-
-    Args:
-        coroutine: Such as :func:`speechlab.cluster.finished`.
-    """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    import nest_asyncio2  # type: ignore[import-untyped]
-
-    nest_asyncio2.apply(loop)
-    found: T = loop.run_until_complete(coroutine)
-    return found

@@ -31,34 +31,3 @@ def test_it_goes_on_when_its_starter_is_killed(tmp_path):
             break
         time.sleep(0.1)
     assert "Train, evaluate" in (tmp_path / "driver.log").read_text()
-
-
-WAITS = """
-import asyncio
-from speechlab import detached
-
-async def work(seconds):
-    await asyncio.sleep(seconds)
-    return seconds
-
-async def cell():
-    beats = []
-
-    async def beat():
-        while True:
-            beats.append(1)
-            await asyncio.sleep(0.01)
-
-    other = asyncio.ensure_future(beat())
-    found = detached.awaited(work(0.3))
-    other.cancel()
-    return found, len(beats) > 5
-
-print(detached.awaited(work(0.0)), *asyncio.run(cell()))
-"""
-
-
-def test_who_waits_in_a_loop_lets_it_go_on():
-    """In a process of its own: what lets a loop be entered twice stays with the process."""
-    done = subprocess.run([sys.executable, "-c", WAITS], capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == ["0.0", "0.3", "True"], done.stderr
