@@ -23,7 +23,7 @@ from heard import heard
 from sidelong import evaluated, trained
 from test_cluster import make, wait_for
 
-from speechlab import app, board, conditions, config, corpora, evaluation, text
+from speechlab import app, board, conditions, config, corpora, evaluation, helm, text
 from speechlab.app import TITLES, App, address_of, nav_html
 from speechlab.errors import InputError
 from speechlab.runs import Run
@@ -565,7 +565,7 @@ def test_a_stopped_run_is_resumed_and_followed(chrome, served, runs, monkeypatch
         launched.append(found.path)
         return subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
 
-    monkeypatch.setattr(app.cluster, "launch", launch)
+    monkeypatch.setattr(helm.cluster, "launch", launch)
     page, log = opened(chrome, served(runs) + "run?run=live")
     resume = page.get_by_role("button", name="Resume")
     resume.wait_for(timeout=60_000)
