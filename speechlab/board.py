@@ -40,7 +40,7 @@ BOARD_CSS = (
 .tiles div { padding: .45em .7em; border-radius: .4em; background: #8881; }
 .tiles b { display: block; font-size: 1.25em; font-weight: 600; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .tiles span { opacity: .8; font-size: .85em; }
-.badge { padding: .1em .6em; border-radius: 1em; background: #0072b230; margin-right: .5em; }
+.badge { padding: .1em .6em; border-radius: 1em; white-space: nowrap; background: #0072b230; margin-right: .5em; }
 .badge.failed, .badge.interrupted { background: #d55e0050; } .badge.finished { background: #009e7340; }
 .headline { font-size: 1.15em; overflow-wrap: anywhere; }
 h3 { margin: .6em 0 .2em; font-size: 1.05em; }
