@@ -68,6 +68,7 @@ def main() -> None:
                 seconds, page = opening(browser, f"{url}run?run=run-1", f"{asked.steps} / {asked.steps}", 1)
                 print(f"Run, {visitor} visitor: last step after {seconds:.2f} s")
                 page.context.close()
+            panning(browser, f"{url}run?run=run-1", f"{asked.steps} / {asked.steps}")
             run = Run(root / "run-0")
             fresh(browser, url, run, asked.steps, asked.events, "step {:,} of", "Runs")
             fresh(browser, f"{url}run?run=run-0", run, asked.steps + asked.events, asked.events, "{} /", "Run")
@@ -116,6 +117,32 @@ def fresh(browser: Any, url: str, run: Run, steps: int, events: int, pattern: st
     page.context.close()
     p95 = sorted(delays)[int(0.95 * len(delays))]
     print(f"{name}: event to page, median {statistics.median(delays):.0f} ms, 95 % {p95:.0f} ms, worst {max(delays):.0f} ms of {events}")
+
+
+FRAMES = """() => { window.frames_ = []; let last = performance.now();
+    const next = now => { window.frames_.push(now - last); last = now; requestAnimationFrame(next); }; requestAnimationFrame(next); }"""
+
+
+def panning(browser: Any, url: str, words: str) -> None:
+    """Frames a second while a curve of a board is drawn about with the mouse, two seconds long."""
+    _, page = opening(browser, url, words, 1)
+    page.wait_for_timeout(3000)
+    box = page.locator(".bk-Figure").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    start = "Bokeh.index.query_one(v => v.model.type == 'Figure').model.x_range.start"
+    before = page.evaluate(start)
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.evaluate(FRAMES)
+    began = time.perf_counter()
+    while (gone := time.perf_counter() - began) < 2:
+        page.mouse.move(x + 60 * (gone % 1), y)
+    frames = page.evaluate("window.frames_.slice(1)")
+    page.mouse.up()
+    after = page.evaluate(start)
+    page.context.close()
+    moved = "moved" if before != after else "DID NOT MOVE"
+    print(f"panning: {len(frames) / 2:.0f} frames a second, the longest took {max(frames):.0f} ms; the curve {moved}")
 
 
 def watching(url: str, run: Run, pid: int, step: int, seconds: int = 20) -> None:
