@@ -175,7 +175,7 @@ class _Watched:
 
     def look(self) -> Entry:
         marks = marks_of(self._path)
-        if marks == self._marks and not self._tail.more and self._stands() == self._entry.state:
+        if marks == self._marks and not self.more and self._stands() == self._entry.state:
             return self._entry
         before = self._marks if self._marks and self._entry.state != "broken" else ((),) * len(marks)
         self._marks = marks
@@ -189,7 +189,7 @@ class _Watched:
                 model = ", ".join((config.model.family, config.model.weights or "from scratch"))
                 where = {"tracker": config.tracking.uri or "", "head": config.cluster.address or ""}
                 self._told = {"model": model, "question": config.question, "tags": tags.read(self._path), **where}
-            if marks[2] != before[2] or self._tail.more:
+            if marks[2] != before[2] or self.more:
                 self._follow(before[2], marks[2])
             if marks[:2] != before[:2]:
                 self.reads += 1
@@ -200,6 +200,11 @@ class _Watched:
             self._entry = replace(Entry(self._path.name, self._path, note=why), **self._told)
             self._forget()
         return self._entry
+
+    @property
+    def more(self) -> bool:
+        """Whether there are events that the next look reads."""
+        return self._tail.more
 
     def _stands(self) -> str:
         """Where it stands as its files are: a live one may have lost its driver."""
@@ -257,14 +262,17 @@ class _Watched:
             wers=wers[-POINTS:],
             **tested,
         )
-        if not entry.live and self._stood != "new" and not self._tail.more:
+        if not entry.live and self._stood != "new" and not self.more:
             self._history = None
         return entry
 
 
 def entry(path: Path) -> Entry:
-    """What is known of one run; of one that cannot be read, why."""
-    return _Watched(path).look()
+    """What is known of one run, all its events read; of one that cannot be read, why."""
+    watched = _Watched(path)
+    while (found := watched.look()).state != "broken" and watched.more:
+        pass
+    return found
 
 
 def marks_of(path: Path) -> tuple[Mark, ...]:

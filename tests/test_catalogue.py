@@ -217,3 +217,4 @@ def test_a_long_run_is_read_piece_by_piece_also_when_it_has_ended(tmp_path, monk
     steps = [catalogue.look(fresh=True)[0].step for _ in range(12)]
     assert steps[0] < 100 < steps[2] < steps[-1] == 300
     assert catalogue.look(fresh=True)[0] == whole
+    assert module.entry(tmp_path / "long") == whole, "asked for alone, it is read to its end"
