@@ -29,6 +29,8 @@ from speechlab.runs import Event, Run
 from speechlab.units import Seconds, clock
 
 TEMPLATES = Path(__file__).parent / "templates"
+PAGE = (TEMPLATES / "page.html.j2").read_text("utf-8")
+SCRIPTS = {name: (TEMPLATES / f"{name}.js").read_text("utf-8") for name in ("zone", "away")}
 
 BOARD_CSS = (
     CSS
@@ -295,9 +297,8 @@ def page(shown: pn.viewable.Viewable, nav: Html | str = "", keeps: bool = False)
         nav: Above that.
         keeps: Whether something may be entered on it that its address does not hold.
     """
-    template = pn.Template((TEMPLATES / "page.html.j2").read_text("utf-8"), location=True)
-    scripts = {name: (TEMPLATES / f"{name}.js").read_text("utf-8") for name in ("zone", "away")}
-    for name, value in {"nav": nav, "keeps": keeps, **scripts}.items():
+    template = pn.Template(PAGE, location=True)
+    for name, value in {"nav": nav, "keeps": keeps, **SCRIPTS}.items():
         template.add_variable(name, value)
     template.add_panel("board", shown)
     return template

@@ -175,7 +175,7 @@ class _Watched:
 
     def look(self) -> Entry:
         marks = marks_of(self._path)
-        if marks == self._marks and not self.more and self._stands() == self._entry.state:
+        if marks == self._marks and not self.more and self._same():
             return self._entry
         before = self._marks if self._marks and self._entry.state != "broken" else ((),) * len(marks)
         self._marks = marks
@@ -206,15 +206,18 @@ class _Watched:
         """Whether there are events that the next look reads."""
         return self._tail.more
 
-    def _stands(self) -> str:
-        """Where it stands as its files are: a live one may have lost its driver."""
-        if not self._entry.live:
-            return self._entry.state
+    def _stands(self, run: Run) -> str:
+        """Where it stands as its events and its lock say."""
+        if self._history is not None:
+            self._stood = self._history.standing(run)
+        return "running" if run.locked() else self._stood
+
+    def _same(self) -> bool:
+        """Whether it stands where it stood, its files being the same: a live one may have lost its driver."""
         try:
-            run = Run(self._path)
+            return not self._entry.live or self._stands(Run(self._path)) == self._entry.state
         except InputError:
-            return "broken"
-        return "running" if run.locked() else self._history.standing(run) if self._history else self._stood
+            return False
 
     def _follow(self, before: Mark, now: Mark) -> None:
         """Take new events in; all of them where the file is another, or where what it held was let go."""
@@ -237,15 +240,11 @@ class _Watched:
 
     def _made(self, run: Run) -> Entry:
         tested = {name: value for name, value in self._tested.items() if name in ("wer", "low", "high", "note")}
-        locked = run.locked()
+        state = self._stands(run)
         if (history := self._history) is None:
-            return replace(
-                self._entry, **{"wer": math.nan, "note": "", **self._told, **tested, "state": "running" if locked else self._stood}
-            )
+            return replace(self._entry, **{"wer": math.nan, "note": "", **self._told, **tested, "state": state})
         wers = tuple((number(v.get("step")), number(v.get("wer"))) for v in history.validations)
         curve = history.curves[["step", "smoothed"]].dropna() if len(history.curves) else pd.DataFrame({"step": [], "smoothed": []})
-        self._stood = history.standing(run)
-        state = "running" if locked else self._stood
         entry = Entry(
             self._path.name,
             self._path,

@@ -25,7 +25,7 @@ from speechlab.errors import InputError
 from speechlab.evaluation import Evaluation
 from speechlab.findings import SECTIONS, Finding, Findings, Pick
 from speechlab.likeness import SPACES, Index
-from speechlab.markup import LEGEND, Html, framed
+from speechlab.markup import FIELD_CSS, LEGEND, Html, framed
 
 PAGE = 10  # utterances listed at a time
 EXPLORER_CSS = BOARD_CSS + CASES_CSS
@@ -37,7 +37,6 @@ GRID = {
 }
 WIDE = {"grid-column": "1 / -1"}
 GROUP_CSS = ".bk-btn-group { flex-wrap: wrap; } .bk-btn-group .bk-btn { flex-grow: 0; }"
-INPUT_CSS = ".bk-input { background: transparent; color: inherit; }"
 LIST_CSS = """
 :host { max-height: 1100px; overflow-y: auto; }
 @media (max-width: 960px) { :host { max-height: none; overflow-y: visible; } }
@@ -121,7 +120,7 @@ class _Desk:
             disabled=self.index is None,
             sizing_mode="stretch_width",
             margin=(2, 4),
-            stylesheets=[INPUT_CSS],
+            stylesheets=[FIELD_CSS],
         )
         self.search.param.watch(lambda event: self.find(event.new), "value")
         bar = pn.FlexBox(self.search, _button("hardest first", lambda _: self.hardest()), flex_wrap="nowrap", sizing_mode="stretch_width")

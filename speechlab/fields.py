@@ -9,6 +9,7 @@ Not covered: widgets (:mod:`speechlab.form`); items with a comma in lists of tex
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -203,6 +204,4 @@ def _number(text: str) -> int | float | str:
 
 def listed(changed: Sequence[str]) -> str:
     """Overrides as the shell takes them after a command."""
-    import shlex
-
     return " ".join(f"--set {shlex.quote(item)}" for item in changed)

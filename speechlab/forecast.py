@@ -66,18 +66,11 @@ def lines(experiment: configs.Experiment, doing: Callable[[str], object] = lambd
     yield "weights", f"{start.name} from {start.source}, sha256 {start.sha256[:12]}"
     plan, epochs = training.plan_for(experiment, clips), experiment.training.epochs
     summary = plan.summary()
-    yield (
-        "steps",
-        (
-            f"{plan.steps(epochs)} in {epochs} epochs, {experiment.training.micro_batches} micro-batches each; "
-            f"{summary.full_steps} an epoch are heard at 30 s"
-        ),
-    )
+    steps = f"{plan.steps(epochs)} in {epochs} epochs, {experiment.training.micro_batches} micro-batches each"
+    yield "steps", f"{steps}; {summary.full_steps} an epoch are heard at 30 s"
     yield "audio", f"{clock(summary.audio)} an epoch"
-    yield (
-        "padding",
-        (f"{100 * summary.padding:.1f} % of the batches; with margins and 30 s steps the encoder hears {clock(summary.heard)} an epoch"),
-    )
+    heard = f"with margins and 30 s steps the encoder hears {clock(summary.heard)} an epoch"
+    yield "padding", f"{100 * summary.padding:.1f} % of the batches; {heard}"
     doing("probing the memory and timing three steps of the plan")
     model = models.load(experiment.model.family, start.path, experiment.corpus.language, experiment.model).train()
     weights, learning = models.parameters(model)

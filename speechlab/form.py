@@ -19,7 +19,7 @@ from speechlab import config as configs
 from speechlab import fields
 from speechlab.errors import InputError
 from speechlab.fields import Field, Group
-from speechlab.markup import Html, framed
+from speechlab.markup import FIELD_CSS, Html, framed
 
 FIRST = (
     "name", "question", "corpus.name", "corpus.language", "corpus.root", "corpus.limit", "model.family", "model.weights", "training.epochs",
@@ -27,11 +27,13 @@ FIRST = (
 )  # fmt: skip
 LONGEST = 4000  # characters of a value
 CELLS = {"display": "grid", "grid-template-columns": "repeat(auto-fill, minmax(min(230px, 100%), 1fr))", "gap": "2px 18px"}
-FIELD_CSS = """
-.bk-input { background: transparent; color: inherit; } .bk-input option { background: Canvas; color: CanvasText; }
+FORM_CSS = (
+    FIELD_CSS
+    + """
 :host { color-scheme: light dark; } label { color: inherit; overflow-wrap: anywhere; }
 .bk-input-group > label { font-weight: 600; } .bk-input::placeholder { color: inherit; opacity: .7; }
 """
+)
 HELP_CSS = """
 .speechlab { font: 12.5px/1.35 system-ui, sans-serif; overflow-wrap: anywhere; } .speechlab p { margin: 0 0 .25em; opacity: .8; }
 .speechlab p[role=alert] { opacity: 1; border-left: 3px solid #d55e00; padding-left: .5em; }
@@ -188,11 +190,11 @@ class Form(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
             return [self._noted(group.name, 8), *([grid] if cells else [])]
         # within another: what is laid out as a grid shows itself whether it is visible or not
         self._parts[group.name] = part = pn.Column(grid, sizing_mode="stretch_width", margin=0, visible=self._value(group.name))
-        switch = pn.widgets.CheckBoxGroup(options=[group.name], margin=(8, 8, 0, 8), stylesheets=[FIELD_CSS])
+        switch = pn.widgets.CheckBoxGroup(options=[group.name], margin=(8, 8, 0, 8), stylesheets=[FORM_CSS])
         return [self._watched(group.name, switch), self._noted(group.name, 8), part]
 
     def _cell(self, field: Field) -> pn.Column:
-        looks: dict[str, Any] = {"stylesheets": [FIELD_CSS], "sizing_mode": "stretch_width", "margin": 0}
+        looks: dict[str, Any] = {"stylesheets": [FORM_CSS], "sizing_mode": "stretch_width", "margin": 0}
         if field.kind == "switch":
             widget = pn.widgets.CheckBoxGroup(options=[field.name], **looks)
         elif field.kind == "choices":

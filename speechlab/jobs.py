@@ -221,7 +221,7 @@ class Queue:
         devices = tuple([d for d in range(self.room.gpus) if d not in taken][: job.gpus])
         process = cluster.launch(run, _environment(job, devices, run.config.cluster.workers))
         pid = process.pid if process else 0
-        job = replace(job, turn=self._next(), began=time.time(), pid=pid, devices=devices, state="running")
+        job = replace(job, turn=self._next(), pid=pid, devices=devices, state="running")
         self._write(job)
         return job
 
@@ -280,7 +280,7 @@ def _parsed(folder: Path) -> Job | None:
         kept = {f.name for f in fields(Job)} - {"id", "state"}
         known = {name: value for name, value in values.items() if name in kept}
         job = Job(folder.name, **{**known, "devices": tuple(map(int, known.get("devices", ())))})
-        numbers = (job.at, job.number, job.cpus, job.gpus, job.turn, job.began, job.pid, job.offset)
+        numbers = (job.at, job.number, job.cpus, job.gpus, job.turn, job.pid, job.offset)
         if all(isinstance(n, int | float) and n >= 0 for n in numbers) and all(isinstance(t, str) for t in (job.by, job.host, job.ray)):
             return job
     except (OSError, ValueError, TypeError, AttributeError):

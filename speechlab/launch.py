@@ -23,9 +23,9 @@ from speechlab import config as configs
 from speechlab import door, fields, forecast, jobs, rayjobs
 from speechlab.catalogue import Catalogue
 from speechlab.errors import InputError
-from speechlab.form import FIELD_CSS, Form
+from speechlab.form import FORM_CSS, Form
 from speechlab.jobs import Queue
-from speechlab.markup import Html, definitions_html, framed
+from speechlab.markup import Html, definitions_html, framed, status
 from speechlab.runs import Run
 from speechlab.scheduling import Job, Room, order, wish
 from speechlab.shelf import ago, live
@@ -39,7 +39,7 @@ LAUNCH_CSS = """
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2em 0; padding: .5em .7em; background: #8882; border-radius: .3em; }
 h2 { border-top: 1px solid #8884; padding-top: .6em; }
 """
-LOOKS: dict[str, Any] = {"stylesheets": [FIELD_CSS], "margin": (2, 12, 2, 0)}
+LOOKS: dict[str, Any] = {"stylesheets": [FORM_CSS], "margin": (2, 12, 2, 0)}
 
 
 def _need_role() -> None:
@@ -238,8 +238,7 @@ class Launch(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
         return run
 
     def _tell(self, words: str) -> None:
-        lines = Html("<br>").join(Html("{}").format(line) for line in words.splitlines())
-        self.said.value = framed(Html('<p role="status">{}</p>').format(lines))
+        self.said.value = status(words)
 
 
 class _Waiting:
@@ -286,12 +285,7 @@ class _Waiting:
         for job in running:
             free = free - job.room
         counts = f"{len(running)} running, {len(waiting)} waiting; {free} free of {self._queue.room}"
-        told = (
-            counts
-            if known
-            else "It is empty. What is launched stands here, starts when there is room for it, and goes on without this page."
-        )
-        head = framed(Html("<h2>Queue</h2><p>{}</p>").format(told))
+        head = framed(Html("<h2>Queue</h2><p>{}</p>").format(counts if known else EMPTY))
         if self._head.value != head:
             self._head.value = head
 

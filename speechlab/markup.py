@@ -115,6 +115,8 @@ def _word(op: str, ref: str | None, hyp: str | None) -> Html:
     return Html('<span class="sub" title="substituted: said {0}, heard {1}"><s>{0}</s> <u>{1}</u></span>').format(ref, hyp)
 
 
+# for Panel's fields, which are white whatever the page is
+FIELD_CSS = ".bk-input { background: transparent; color: inherit; } .bk-input option { background: Canvas; color: CanvasText; }\n"
 LEGEND = Html('<p class="faint">{} said but not heard, {} heard but not said, {} said one thing, heard another</p>').format(
     _word("del", "deleted", None), _word("ins", None, "inserted"), _word("sub", "said", "heard")
 )
@@ -123,6 +125,15 @@ LEGEND = Html('<p class="faint">{} said but not heard, {} heard but not said, {}
 def framed(body: Html) -> str:
     """Markup as a live text holds it, within what :data:`CSS` is for; the style sheet itself goes along with the text."""
     return str(Html('<div class="speechlab">{}</div>').format(body))
+
+
+def status(words: str) -> str:
+    """What is said of what goes on, in a live text, so that a screen reader says it too.
+
+    Args:
+        words: Plain text, a line each.
+    """
+    return framed(Html('<p role="status">{}</p>').format(Html("<br>").join(Html("{}").format(line) for line in words.splitlines())))
 
 
 # a page of its own: asks for no network, runs no script

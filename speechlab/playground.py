@@ -23,7 +23,7 @@ import panel as pn
 from speechlab import audio, config, door, listen, passages, players, text, uploads, worker
 from speechlab.audio import Wave
 from speechlab.errors import InputError
-from speechlab.markup import CSS, LEGEND, Html, alignment_html, framed, table_html
+from speechlab.markup import CSS, FIELD_CSS, LEGEND, Html, alignment_html, framed, status, table_html
 from speechlab.passages import Passage
 from speechlab.scoring import score
 from speechlab.units import SAMPLE_RATE, Seconds, clock
@@ -31,10 +31,12 @@ from speechlab.units import SAMPLE_RATE, Seconds, clock
 NONE = "none"
 EFFECTS = {effect.name: effect for effect in listen.EFFECTS}
 USUAL = ("tiny.en",)
-FIELD_CSS = """
-.bk-input { background: transparent; color: inherit; } .bk-input option { background: Canvas; color: CanvasText; }
+FILE_CSS = (
+    FIELD_CSS
+    + """
 .bk-input::file-selector-button { font: inherit; color: inherit; background: #8882; border: 1px solid #8888; border-radius: .3em; }
 """
+)
 
 
 class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are not read
@@ -60,7 +62,7 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
         self._took: dict[str, Seconds | None] = {}
         self._blinded, self._turn = False, 0
         self._hearing: worker.Hearing | None = None
-        wide = {"sizing_mode": "stretch_width", "max_width": 420, "margin": 0, "stylesheets": [FIELD_CSS]}
+        wide = {"sizing_mode": "stretch_width", "max_width": 420, "margin": 0, "stylesheets": [FILE_CSS]}
         self.file = pn.widgets.FileInput(label="A recording", accept="audio/*,video/*,.flac,.opus,.g722", **wide)
         self.microphone = players.Microphone(margin=0)
         self.a = pn.widgets.Select(label="Model", options=list(names), **wide)
@@ -257,8 +259,7 @@ class Playground(pn.viewable.Viewer):  # type: ignore[misc]  # panel's types are
         self._tell(f"Kept as {path.name}; train or test on it with corpus.name=own and corpus.root={self._keep}")
 
     def _tell(self, words: str) -> None:
-        lines = Html("<br>").join(Html("{}").format(line) for line in words.splitlines())
-        self.said.value = framed(Html('<p role="status">{}</p>').format(lines))
+        self.said.value = status(words)
 
 
 def keep(wave_N: Wave, said: str, folder: Path) -> Path:

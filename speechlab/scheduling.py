@@ -57,7 +57,6 @@ class Job:
         gpus: Likewise.
         state: Where it stands.
         turn: Of its start, by the same counter; 0 before.
-        began: When it was started, in seconds since 1970.
         pid: Of its driver.
         devices: Its GPUs, by their place among those of the machine.
         offset: Bytes of the run's events when it was submitted; more of them, and somebody has driven it.
@@ -75,7 +74,6 @@ class Job:
     gpus: int = 0
     state: State = "waiting"
     turn: int = 0
-    began: float = 0.0
     pid: int = 0
     devices: tuple[int, ...] = ()
     offset: int = 0

@@ -21,7 +21,7 @@ from speechlab import door, pulse, tags, upkeep
 from speechlab.board import BOARD_CSS
 from speechlab.catalogue import Catalogue, Entry, Points
 from speechlab.errors import InputError
-from speechlab.markup import Html, framed, time_html
+from speechlab.markup import FIELD_CSS, Html, framed, status, time_html
 from speechlab.runs import Run
 from speechlab.units import Seconds, clock
 
@@ -35,10 +35,7 @@ a:focus-visible { outline: 2px solid; outline-offset: 2px; }
 @media (prefers-color-scheme: dark) { a { color: #7db9f5; } }
 .speechlab p { margin: .3em 0; }
 """
-FIELD_CSS = """
-.bk-input { background: transparent; color: inherit; }
-label { color: inherit; } label:has(input:disabled) { opacity: .4; }
-"""
+ROW_FIELD_CSS = FIELD_CSS + "label { color: inherit; } label:has(input:disabled) { opacity: .4; }"
 TICK_CSS = """
 label span { font-size: 0; } label span::before { content: "compare "; font-size: 14px; }
 """  # the run's name is there for who does not see which row it is in; so below
@@ -100,7 +97,7 @@ class _View:
         self._shown: list[str] = []
         self._seen: Any = None
         words = pn.widgets.TextInput.from_param(
-            shelf.param.words, placeholder="all runs", stylesheets=[FIELD_CSS], sizing_mode="stretch_width", margin=(2, 0)
+            shelf.param.words, placeholder="all runs", stylesheets=[ROW_FIELD_CSS], sizing_mode="stretch_width", margin=(2, 0)
         )
         words.param.watch(lambda event: shelf.param.update(words=event.new), "value_input")  # as it is typed
         shelf.param.watch(lambda _: self.tick(), "words")
@@ -166,7 +163,7 @@ class _Place:
     def __init__(self, id: str, catalogue: Catalogue, told: Any) -> None:
         self._entry: tuple[Entry, str] | None = None
         # a single Checkbox has no label that a screen reader would read (Panel 1.9)
-        self.tick = pn.widgets.CheckBoxGroup(options=[id], margin=(8, 10, 0, 0), width=90, stylesheets=[FIELD_CSS, TICK_CSS])
+        self.tick = pn.widgets.CheckBoxGroup(options=[id], margin=(8, 10, 0, 0), width=90, stylesheets=[ROW_FIELD_CSS, TICK_CSS])
         self.tick.param.watch(lambda _: told(), "value")
         self._text = pn.widgets.StaticText(value="", stylesheets=[RUN_CSS], sizing_mode="stretch_width", margin=0)
         line = {"border-top": "1px solid #8884", "padding": "8px 0"}
@@ -210,15 +207,14 @@ class _Hand:
 
     def _parts(self) -> list[pn.viewable.Viewable]:
         words = {"label": f"Tags of {self._id}, with commas between", "value": self._tags, "max_length": 500}
-        self._words = pn.widgets.TextInput(**words, stylesheets=[FIELD_CSS], margin=(2, 8, 2, 0))
+        self._words = pn.widgets.TextInput(**words, stylesheets=[ROW_FIELD_CSS], margin=(2, 8, 2, 0))
         self._ask, self._yes = _button("Delete the run", self._confirm), _button("Yes, delete it", self._delete, color="danger")
         self._yes.visible, self._said = False, live(Html(""))
         save, close = _button("Save", self._save), _button("Close", lambda _: self._turn(False))
         return [self._words, save, self._ask, self._yes, close, self._said]
 
     def _tell(self, words: str) -> None:
-        lines = Html("<br>").join(Html("{}").format(line) for line in words.splitlines())
-        self._said.value = framed(Html('<p role="status">{}</p>').format(lines) if words else Html(""))
+        self._said.value = status(words)
 
     def _save(self, _: Any) -> None:
         try:
