@@ -12,7 +12,6 @@ Not covered: certificates, which are made elsewhere; who may see which run.
 from __future__ import annotations
 
 import re
-import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from bokeh.server.auth_provider import NullAuth
 from tornado.httputil import HTTPHeaders
 from tornado.web import HTTPError, OutputTransform, RequestHandler
 
-from speechlab import login
+from speechlab import login, ports
 from speechlab.errors import InputError
 from speechlab.login import Login, Visitor
 from speechlab.units import Bytes
@@ -90,7 +89,7 @@ def guarded(address: str, port: int, terms: Terms = HERE) -> dict[str, Any]:
     origins, tls = origins_of(address, port, terms), _tls(terms)
     needed = terms.users is not None or bool(terms.oauth) or _elsewhere(address, terms)
     entrance = Login(Users(terms.users), port, secure=bool(tls) or terms.proxy, service=terms.oauth) if needed else None
-    _check_free(address, port)
+    ports.need_free(address, port, f"choose another: --port {port + 1}")
     found: dict[str, Any] = {"address": address, "port": port, "websocket_origin": [urlsplit(origin).netloc for origin in origins]}
     found |= {"auth_provider": _Host(origins, entrance), "transforms": [_Policy], "http_server_kwargs": {"max_body_size": LARGEST}}
     if entrance:  # a session is known by its user, and the cookie is nothing that a page's script should hold
@@ -157,18 +156,6 @@ def _tls(terms: Terms) -> dict[str, str]:
     except OSError as e:  # ssl's errors are of this kind too
         raise InputError("The certificate cannot be used.", got=str(e), expected="--tls-cert FILE --tls-key FILE, both PEM") from None
     return {"ssl_certfile": str(terms.cert), "ssl_keyfile": str(terms.key)}
-
-
-def _check_free(address: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except (OSError, OverflowError) as e:
-            raise InputError(
-                "The port cannot be had.", got=f"{address}:{port} ({e})", expected="a free port", do=f"choose another: --port {port + 1}"
-            ) from None
 
 
 class _Host(NullAuth):  # type: ignore[misc]  # bokeh's types are not read

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import json
 import secrets
 import time
@@ -96,7 +95,7 @@ class Front:
                 raise _Refused(401, "A token is asked for: Authorization: Bearer TOKEN", **{"WWW-Authenticate": "Bearer"})
             return
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
-        if not _this_machine(urlsplit(f"//{host}").hostname) or (origin is not None and urlsplit(origin).netloc != host):
+        if not routes.this_machine(urlsplit(f"//{host}").hostname) or (origin is not None and urlsplit(origin).netloc != host):
             raise _Refused(403, "Requests of other hosts and origins are not answered.")
 
     async def _answer(self, request: Any, line: dict[str, Any]) -> dict[str, Any]:
@@ -228,10 +227,3 @@ class Front:
 
 def _models(known: dict[str, Route]) -> dict[str, tuple[str, list[str]]]:
     return {path: (route.language, sorted(offer.name for offer in route.models)) for path, route in known.items()}
-
-
-def _this_machine(host: str | None) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False

@@ -99,10 +99,7 @@ class ServeConfig(Section):
     @property
     def own(self) -> bool:
         """Whether only this machine can ask."""
-        try:
-            return self.address == "localhost" or ipaddress.ip_address(self.address).is_loopback
-        except ValueError:
-            return False
+        return this_machine(self.address)
 
 
 def load(path: str | Path) -> ServeConfig:
@@ -112,6 +109,14 @@ def load(path: str | Path) -> ServeConfig:
         InputError: as for :func:`speechlab.config.load`.
     """
     return config.section(ServeConfig, path)
+
+
+def this_machine(host: str | None) -> bool:
+    """Whether a host, by name or number, is this machine as it speaks to itself."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 def token(wanted: ServeConfig) -> str:

@@ -12,7 +12,6 @@ import asyncio
 import itertools
 import logging
 import signal
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from speechlab import cluster, pool, routes
+from speechlab import cluster, pool, ports, routes
 from speechlab.errors import InputError
 from speechlab.front import BODY, Front
 from speechlab.routes import BatchConfig, ServeConfig
@@ -63,7 +62,7 @@ def run(path: str | Path, started: Callable[[str], None] = lambda _: None) -> No
     wanted = routes.load(path)
     token, pinned = routes.token(wanted), pin(wanted)
     if wanted.cluster is None:
-        _check_free(wanted)
+        ports.need_free(wanted.address, wanted.port, "set another port")
     over = threading.Event()
     cluster.start_ray(wanted.cluster, cores=2 * pool.cores() + len(pinned) * wanted.replicas)
     import ray
@@ -129,16 +128,6 @@ def _deploy(wanted: ServeConfig, path: Path, token: str, pinned: dict[Asked, Pin
         raise InputError(
             "The models could not be deployed.", got=str(e)[-1500:], do="see that each can transcribe: speechlab transcribe"
         ) from None
-
-
-def _check_free(wanted: ServeConfig) -> None:
-    family = socket.AF_INET6 if ":" in wanted.address else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((wanted.address, wanted.port))
-        except OSError as e:
-            raise InputError("The port cannot be had.", got=f"{wanted.address}:{wanted.port} ({e})", do="set another port") from None
 
 
 # -- a model ----------------------------------------------------------------------------------------

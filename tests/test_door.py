@@ -39,7 +39,7 @@ NO_NAME = ("0.0.0.0", "::", "")
 def bound(monkeypatch):
     """The addresses that somebody tried to listen on; nothing listens."""
     tried: list[tuple[str, int]] = []
-    monkeypatch.setattr(door, "_check_free", lambda address, port: tried.append((address, port)))
+    monkeypatch.setattr(door.ports, "need_free", lambda address, port, do: tried.append((address, port)))
     return tried
 
 

@@ -146,6 +146,7 @@ def test_modules_have_a_test_file(path):
         "inference": "whisper",
         "helm": "app",
         "memory": "budget",
+        "ports": "door",
         "cli_registry": "registry",
         "cli_runs": "experiments",
         "cli_serve": "serving",
