@@ -9,6 +9,7 @@ Not covered: waking by the file system's own notices, which network file systems
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -19,6 +20,8 @@ import panel as pn
 from speechlab.units import Seconds
 
 PERIOD: Seconds = 0.5  # between two looks
+
+log = logging.getLogger(__name__)
 
 
 def follow(tick: Callable[[], object], sign: Callable[[], Hashable]) -> Any:
@@ -100,7 +103,11 @@ class _Clock:
                     return
                 displays = list(self._displays)
             for display in displays:
-                display.look()
+                try:
+                    display.look()
+                except Exception as e:  # a page that is left in this moment has no loop any more; whoever it is, the others are not held up
+                    log.debug("a display is looked at no more: %s", e)
+                    display.stop()
 
 
 _clock = _Clock()

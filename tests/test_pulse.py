@@ -91,3 +91,18 @@ def test_a_sign_that_cannot_be_had_wakes_once_and_holds_up_nobody(page):
     assert sorted(ticks) == ["broken", "well"]
     time.sleep(0.1)
     assert not page.turns, "the same error is no news"
+
+
+def test_a_page_that_is_left_while_it_is_looked_at_holds_up_no_other(page, monkeypatch):
+    """Bokeh empties a document whose session ends, and whoever calls it then meets an error."""
+    gone, asked, sign = Page(), [], {"sign": 0}
+    gone.add_next_tick_callback = lambda call: gone.missing
+    with monkeypatch.context() as patched:
+        patched.setattr(type(pn.state), "curdoc", property(lambda _: gone))
+        pulse.follow(lambda: None, lambda: asked.append(1) or len(asked))
+    pulse.follow(lambda: None, lambda: sign["sign"])
+    wait(lambda: asked and page.turns)
+    page.turns.pop()()
+    seen, sign["sign"] = len(asked), 1
+    wait(lambda: page.turns)
+    assert len(asked) == seen, "it is looked at no more"
