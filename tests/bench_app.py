@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 from browser import chromium, free_port, make_run, step_event
-from visitors import Visitor, visit
+from visits import Visitor, visit
 
 from speechlab import config as configs
 from speechlab.runs import Run

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 from bench_app import SHOWN, wait_for
 from browser import chromium, free_port, make_run, step_event
-from visitors import visit
+from visits import visit
 
 PACE = 0.05  # seconds between two events, and between two looks
 LINGER = 40  # seconds until the last session is let go

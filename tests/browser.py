@@ -128,6 +128,15 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+def on_a_page(make: Any, **more: Any) -> tuple[Any, str]:
+    """Serve what ``make`` gives, from a thread that ``stop()`` ends; returns it and the address."""
+    import panel as pn
+
+    port = free_port()
+    how = {"address": "127.0.0.1", "websocket_origin": [f"127.0.0.1:{port}"], "show": False, "threaded": True, "verbose": False}
+    return pn.serve(make, port=port, **how, **more), f"http://127.0.0.1:{port}/"
+
+
 def mp3(seconds: float = 1.0, hertz: float = 440.0) -> bytes:
     """A real MP3 file of a tone."""
     import soundfile

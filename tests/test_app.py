@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import http.client
 import json
 import re
 import shutil
@@ -15,17 +14,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
-import panel as pn
 import pytest
+import visits
 from accessible import barriers
-from browser import EVIL_TEXT, chromium, free_port, make_run, play, pwned, step_event, watch
+from browser import EVIL_TEXT, chromium, free_port, make_run, on_a_page, play, pwned, step_event, watch
 from heard import heard
 from sidelong import evaluated, trained
 from test_cluster import make, wait_for
+from visits import sent
 
 from speechlab import app, board, conditions, config, corpora, evaluation, helm, text
 from speechlab.app import TITLES, App, address_of, nav_html
 from speechlab.errors import InputError
+from speechlab.jobs import Queue
 from speechlab.runs import Run
 
 PAGES = {
@@ -51,9 +52,9 @@ def served():
     """Serve the app over a folder from a thread; returns its address."""
     threads = []
 
-    def start(root: Path) -> str:
+    def start(root: Path, queue: Queue | None = None) -> str:
         port = free_port()
-        threads.append(app.serve(root, port=port, threaded=True))
+        threads.append(app.serve(root, port=port, threaded=True, queue=queue))
         for _ in range(100):
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -158,32 +159,9 @@ def test_an_address_leads_to_a_run_whatever_it_is_called(tmp_path):
 # -- attacks -----------------------------------------------------------------------------------------
 
 
-def asked(url: str, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
-    """A request as it stands: no library tidies its path or its headers up."""
-    connection = http.client.HTTPConnection("127.0.0.1", int(url.rstrip("/").rpartition(":")[2]), timeout=30)
-    try:
-        connection.putrequest(method, path, skip_host="Host" in headers)
-        for name, value in headers.items():
-            connection.putheader(name.replace("_", "-"), value)
-        connection.endheaders()
-        answer = connection.getresponse()
-        body = "" if answer.status == 101 else answer.read().decode("utf-8", "replace")
-        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, body
-    finally:
-        connection.close()
-
-
-def shaken(url: str, page: str, origin: str | None, host: str = "") -> int:
+def shaken(url: str, page: str, origin: str | None, host: str | None = None) -> int:
     """The status of a websocket's handshake, with a token that the server has just made."""
-    _, _, body = asked(url, page)
-    token = re.search(r'"token":"([^"]+)"', body)[1]
-    socket_path = f"{'' if page == '/' else page}/ws"
-    headers = {
-        "Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec_WebSocket_Version": "13",
-        "Sec_WebSocket_Protocol": f"bokeh, {token}",
-    }  # fmt: skip
-    headers |= {"Origin": origin} if origin is not None else {}
-    return asked(url, socket_path, **headers, **({"Host": host} if host else {}))[0]
+    return visits.shaken(url, page, visits.token(url, page), Origin=origin, Host=host)
 
 
 @pytest.mark.slow
@@ -207,7 +185,7 @@ def test_a_name_that_is_bound_to_this_machine_gets_no_run(served, runs):
     evil = f"evil.example:{port}"
     (runs / "first").rename(runs / "quokka")
     for page in PAGES:
-        status, _, body = asked(url, page, Host=evil)
+        status, _, body = sent(url, page, Host=evil)
         assert (status, "quokka" in body) == (403, False)
         for origin in (f"http://{evil}", own, None):
             assert shaken(url, page, origin, host=evil) == 403
@@ -219,7 +197,7 @@ def test_a_name_that_is_bound_to_this_machine_gets_no_run(served, runs):
 def test_every_answer_carries_the_policy(served, runs):
     url = served(runs)
     for path in [*PAGES, "/static/js/bokeh.min.js", "/nowhere", "/favicon.ico"]:
-        _, headers, _ = asked(url, path)
+        _, headers, _ = sent(url, path)
         assert "frame-ancestors 'none'" in headers["content-security-policy"], path
         assert headers["x-frame-options"] == "DENY"
         assert headers["x-content-type-options"] == "nosniff"
@@ -273,10 +251,10 @@ def test_no_evaluation_s_name_leads_out_of_its_run(served, runs, name):
 )  # fmt: skip
 def test_no_file_of_the_machine_is_served(served, runs, path):
     url = served(runs)
-    status, _, body = asked(url, path)
+    status, _, body = sent(url, path)
     assert status in (400, 403, 404)
     assert "root:" not in body and "corpus:" not in body
-    assert asked(url, "/static/js/bokeh.min.js")[0] == 200, "control"
+    assert sent(url, "/static/js/bokeh.min.js")[0] == 200, "control"
 
 
 @pytest.mark.slow
@@ -285,9 +263,9 @@ def test_an_address_alone_changes_nothing(served, runs):
     run = Run(runs / "live")
     with run.lock():
         for more in ("stop=1", "resume=1", "deed=stop", "yes=1"):
-            assert asked(url, f"/run?run=live&{more}")[0] == 200
+            assert sent(url, f"/run?run=live&{more}")[0] == 200
         for method in ("POST", "PUT", "DELETE"):
-            assert asked(url, "/run?run=live", method, Content_Length="0")[0] in (403, 405)
+            assert sent(url, "/run?run=live", method, Content_Length="0")[0] in (403, 405)
         time.sleep(1)
     assert not run.stop_file.exists()
 
@@ -322,12 +300,10 @@ def test_an_error_of_ours_is_a_page_too_and_is_logged(served, runs, monkeypatch,
 def test_the_app_is_shown_in_no_other_page(chrome, served, runs):
     """Or a click that was meant for another page could stop a run."""
     url = served(runs)
-    port = free_port()
-    bare = {"websocket_origin": [f"127.0.0.1:{port}"], "show": False, "threaded": True, "verbose": False}
-    thread = pn.serve(lambda: board.page(board.Board(runs / "live").panel()), address="127.0.0.1", port=port, **bare)
+    thread, bare = on_a_page(lambda: board.page(board.Board(runs / "live").panel()))
     try:
         page = chrome.new_page()
-        page.set_content(f'<iframe src="http://127.0.0.1:{port}/" id="board"></iframe><iframe src="{url}run?run=live" id="app"></iframe>')
+        page.set_content(f'<iframe src="{bare}" id="board"></iframe><iframe src="{url}run?run=live" id="app"></iframe>')
         page.frame_locator("#board").locator(".badge").first.wait_for(timeout=60_000)  # control
         page.wait_for_timeout(2000)
         assert page.frame_locator("#app").locator(".badge").count() == 0

@@ -7,7 +7,7 @@ import time
 
 import panel as pn
 import pytest
-from browser import EVIL_TEXT, chromium, free_port, play, pwned, settle, watch
+from browser import EVIL_TEXT, chromium, on_a_page, play, pwned, settle, watch
 from bs4 import BeautifulSoup
 from heard import clips, heard
 from test_cases import run  # noqa: F401
@@ -231,17 +231,7 @@ AT = """([title, x, y]) => { for (const view of Bokeh.index.query(v => v.model.t
 
 
 def served(explorer: Explorer):
-    port = free_port()
-    thread = pn.serve(
-        lambda: board.page(explorer.panel()),
-        address="127.0.0.1",
-        port=port,
-        websocket_origin=[f"127.0.0.1:{port}"],
-        show=False,
-        threaded=True,
-        verbose=False,
-    )
-    return thread, f"http://127.0.0.1:{port}/"
+    return on_a_page(lambda: board.page(explorer.panel()))
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ from urllib.parse import quote
 
 import pytest
 from browser import EVIL, EVIL_TEXT, chromium, free_port, make_run, pwned, watch
+from test_app import served  # noqa: F401 - a fixture
 from test_cluster import make
 from test_jobs import driven, finish, ready  # noqa: F401 - a fixture
 
-from speechlab import app, config, door, jobs, launch, rayjobs, text
+from speechlab import config, door, jobs, launch, rayjobs, text
 from speechlab.catalogue import Catalogue
 from speechlab.errors import InputError
 from speechlab.jobs import Queue
@@ -31,26 +32,6 @@ ROOM = Room(2)
 def chrome():
     with chromium() as running:
         yield running
-
-
-@pytest.fixture
-def served():
-    """Serve the app over a folder from a thread; returns its address."""
-    threads = []
-
-    def start(root: Path, queue: Queue) -> str:
-        port = free_port()
-        threads.append(app.serve(root, port=port, threaded=True, queue=queue))
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        return f"http://127.0.0.1:{port}/launch"
-
-    yield start
-    for thread in threads:
-        thread.stop()
 
 
 @pytest.fixture
@@ -204,9 +185,9 @@ def test_a_look_at_a_long_queue_costs_little(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_way_from_a_config_to_two_trainings_one_after_the_other(chrome, served, tmp_path, prompts):
+def test_the_whole_way_from_a_config_to_two_trainings_one_after_the_other(chrome, served, tmp_path, prompts):  # noqa: F811
     base = make(tmp_path, "cluster.workers=0")
-    url = served(tmp_path, Queue(tmp_path, Room(1)))
+    url = served(tmp_path, Queue(tmp_path, Room(1))) + "launch"
     page = chrome.new_context(viewport={"width": 1280, "height": 900}).new_page()
     log = watch(page)
     page.goto(f"{url}?run={base.id}")
@@ -270,7 +251,7 @@ def test_no_text_in_any_field_or_job_becomes_markup(chrome, served, tmp_path, dr
     queue.submit(run, EVIL_TEXT)
     waiting = make(tmp_path)
     queue.submit(Run(waiting.path.rename(tmp_path / (evil + "2"))), EVIL_TEXT)
-    url = served(tmp_path, queue)
+    url = served(tmp_path, queue) + "launch"
 
     def visit() -> bool:
         page = chrome.new_page()
@@ -307,7 +288,7 @@ def test_the_page_fits_and_says_what_stands_in_line(chrome, served, tmp_path, dr
         ready(run)
     page = chrome.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
     log = watch(page)
-    page.goto(served(tmp_path, queue))
+    page.goto(served(tmp_path, queue) + "launch")
     page.get_by_text("2 running, 2 waiting; 0 CPUs free of 2 CPUs").wait_for(timeout=60_000)
     page.get_by_text("1st in line: needs 1 CPU").wait_for()
     page.get_by_text("2nd in line: needs 2 CPUs").wait_for()

@@ -13,7 +13,7 @@ import param
 import pytest
 import torch
 from bokeh.models import ColumnDataSource
-from browser import EVIL, EVIL_TEXT, canvas_pixels, chromium, free_port, play, watch
+from browser import EVIL, EVIL_TEXT, canvas_pixels, chromium, on_a_page, play, watch
 from bs4 import BeautifulSoup
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -248,14 +248,13 @@ def test_the_notebook_shows_and_plays(notebook, cut):
 @pytest.mark.slow
 def test_a_slider_works_in_a_browser(wave):
     plots.extension()
-    port = free_port()
     bench = listen.Listen(wave, "said", shown=listen.EFFECTS[:1])
-    server = pn.serve(bench.panel, address="127.0.0.1", port=port, show=False, threaded=True, verbose=False)
+    server, url = on_a_page(bench.panel)
     try:
         with chromium() as browser:
             shown = browser.new_page(viewport={"width": 1200, "height": 1000})
             log = watch(shown)
-            shown.goto(f"http://127.0.0.1:{port}/")
+            shown.goto(url)
             shown.get_by_text("factor 1.1").wait_for()
             count = shown.locator("canvas").count()
             before = [canvas_pixels(shown, i) for i in range(count)]

@@ -8,10 +8,9 @@ import signal
 import time
 
 import numpy as np
-import panel as pn
 import pytest
 import soundfile
-from browser import EVIL_TEXT, chromium, free_port, play, pwned, watch
+from browser import EVIL_TEXT, chromium, on_a_page, play, pwned, watch
 from test_uploads import flac
 
 from speechlab import config, corpora, playground, plots, worker
@@ -70,15 +69,8 @@ def page(clip, tmp_path):
     soundfile.write(tmp_path / "microphone.wav", np.concatenate([wave_N, np.zeros(4 * SAMPLE_RATE)]), SAMPLE_RATE)
     (tmp_path / "clip <img src=x onerror=window.pwned=1>.flac").write_bytes(flac(wave_N))
     (tmp_path / "broken.mp3").write_bytes(EVIL_TEXT.encode())
-    port = free_port()
-    server = pn.serve(
+    server, url = on_a_page(
         lambda: Playground(["tiny.en", "openai/whisper-tiny.en"], keep=tmp_path / "kept"),
-        address="127.0.0.1",
-        port=port,
-        websocket_origin=[f"127.0.0.1:{port}"],
-        show=False,
-        threaded=True,
-        verbose=False,
         check_unused_sessions_milliseconds=1000,  # whoever has gone is noticed soon
         unused_session_lifetime_milliseconds=3000,
     )
@@ -87,7 +79,7 @@ def page(clip, tmp_path):
         with chromium(*flags, f"--use-file-for-fake-audio-capture={tmp_path / 'microphone.wav'}%noloop") as browser:
             shown = browser.new_page(viewport={"width": 1280, "height": 1000})
             shown.log = watch(shown)
-            shown.goto(f"http://127.0.0.1:{port}/")
+            shown.goto(url)
             shown.get_by_role("button", name="Record", exact=True).wait_for(timeout=60_000)
             yield shown
     finally:

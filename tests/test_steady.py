@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from browser import chromium, free_port, make_run, step_event, watch
 from test_app import says, served  # noqa: F401 - a fixture
-from visitors import visit
+from visits import visit
 
 SESSIONS = 50
 

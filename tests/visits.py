@@ -1,23 +1,25 @@
-"""Helpers of the tests of the login: requests as they stand, a login, and a page's session without a browser."""
+"""Visitors of the served app without a browser: requests as they stand, a login, a page's session, and hundreds of open pages."""
 
 from __future__ import annotations
 
 import asyncio
 import http.client
+import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
+from types import TracebackType
 from typing import Any
 from unittest import mock
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from bokeh.client.session import ClientSession
 from bokeh.document.events import MessageSentEvent
 from bokeh.events import ButtonClick
 from bokeh.util.token import get_session_id
-from tornado.httpclient import HTTPRequest
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 from tornado.websocket import websocket_connect
 
 Answer = tuple[int, dict[str, str], str]
@@ -50,18 +52,24 @@ def cookie(url: str, user: str, password: str) -> str:
     return headers["set-cookie"].partition(";")[0]
 
 
-def token(url: str, page: str, cookie: str) -> str:
+def token(url: str, page: str, cookie: str = "") -> str:
     """What a page gives its browser for the websocket."""
-    status, _, body = sent(url, page, Cookie=cookie)
+    status, _, body = sent(url, page, **({"Cookie": cookie} if cookie else {}))
     assert status == 200, status
+    return token_in(body)
+
+
+def token_in(body: str) -> str:
+    """The same from the page's text."""
     return re.search(r'"token":"([^"]+)"', body)[1]
 
 
-def shaken(url: str, page: str, given: str, **headers: str) -> int:
-    """The status of a websocket's handshake with a token."""
+def shaken(url: str, page: str, given: str, **headers: str | None) -> int:
+    """The status of a websocket's handshake with a token; a header that is None is left out."""
     handshake = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Key": "dGhlIHNhbXBsZSBub25jZQ==",
                  "Sec_WebSocket_Version": "13", "Sec_WebSocket_Protocol": f"bokeh, {given}", "Origin": url.rstrip("/")}  # fmt: skip
-    return sent(url, f"{page.partition('?')[0].rstrip('/')}/ws", **{**handshake, **headers})[0]
+    told = {name: value for name, value in {**handshake, **headers}.items() if value is not None}
+    return sent(url, f"{page.partition('?')[0].rstrip('/')}/ws", **told)[0]
 
 
 def cut_off(url: str, page: str, cookie: str, deed: Callable[[], object], within: float = 15.0) -> bool:
@@ -143,3 +151,66 @@ class _Apart:
 
 def _request(cookie: str, url: str) -> Any:
     return HTTPRequest(url, headers={"Cookie": cookie})
+
+
+# -- many at once, who look at what comes -----------------------------------------------------------
+
+
+class Visitor:
+    """Somebody with a page open, inside an ``async with``.
+
+    Args:
+        url: Of the page.
+
+    Attributes:
+        said: All that the server has sent, as one text.
+        messages: How many messages that were.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url, self.said, self.messages = url, "", 0
+
+    async def __aenter__(self) -> Visitor:
+        got = await AsyncHTTPClient().fetch(self.url, request_timeout=120, connect_timeout=120)
+        at = urlsplit(self.url)
+        socket = f"ws://{at.netloc}{at.path.rstrip('/')}/ws" + (f"?{at.query}" if at.query else "")
+        request = HTTPRequest(socket, headers={"Origin": f"http://{at.netloc}"}, request_timeout=120, connect_timeout=120)
+        self._socket: Any = await websocket_connect(request, subprotocols=["bokeh", token_in(got.body.decode())], max_message_size=1 << 28)
+        assert await self._socket.read_message() is not None, "no acknowledgement"
+        self._reading = asyncio.create_task(self._read())
+        for part in ({"msgid": "1", "msgtype": "PULL-DOC-REQ"}, {}, {}):  # as a page asks for what it shows
+            await self._socket.write_message(json.dumps(part))
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._socket.close()
+        await self._reading
+
+    async def _read(self) -> None:
+        while (message := await self._socket.read_message()) is not None:
+            self.messages += 1
+            if isinstance(message, str):
+                self.said += message
+
+    async def sees(self, words: str, patience: float = 60.0) -> None:
+        """Wait until the server has sent some words."""
+        async with asyncio.timeout(patience):
+            while words not in self.said:
+                await asyncio.sleep(0.02)
+
+
+def visit(urls: list[str], together: Any) -> Any:
+    """Open pages at once and do something with their visitors.
+
+    Args:
+        urls: Of the pages.
+        together: An async function of the list of visitors.
+    """
+
+    async def all_() -> Any:
+        AsyncHTTPClient.configure(None, max_clients=len(urls) + 1)
+        async with AsyncExitStack() as stack:
+            visitors = await asyncio.gather(*(stack.enter_async_context(Visitor(url)) for url in urls))
+            return await together(visitors)
+
+    return asyncio.run(all_())
