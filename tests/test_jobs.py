@@ -79,8 +79,11 @@ def ready(run: Run) -> None:
 
 
 def finish(run: Run) -> None:
+    """Let a stand-in end that has begun, until its process has ended too."""
+    ready(run)
     (run.path / "go").touch()
-    until(lambda: not run.locked())
+    pid = json.loads((run.path / jobs.FILE).read_text())["pid"]
+    until(lambda: not run.locked() and not jobs._alive(pid, run.path))
 
 
 def test_jobs_start_as_room_comes_and_survive_the_server(tmp_path, driven):
