@@ -91,7 +91,7 @@ class App:
     def _run(self, asked: Mapping[str, str]) -> pn.viewable.Viewable:
         if not asked.get("run"):
             return self._choose("run", "Which run?", lambda _: True)
-        return pn.panel(Helm(self.catalogue, self.catalogue.run(asked["run"])))
+        return pn.panel(Helm(self.catalogue, self.queue, self.catalogue.run(asked["run"])))
 
     def _launch(self, asked: Mapping[str, str]) -> pn.viewable.Viewable:
         run = self.catalogue.run(asked["run"]) if asked.get("run") else None

@@ -25,7 +25,7 @@ from tornado.web import HTTPError, OutputTransform, RequestHandler
 
 from speechlab import login, ports
 from speechlab.errors import InputError
-from speechlab.login import Login, Visitor
+from speechlab.login import Login
 from speechlab.units import Bytes
 from speechlab.users import Users
 
@@ -100,13 +100,14 @@ def guarded(address: str, port: int, terms: Terms = HERE) -> dict[str, Any]:
 
 def may_change() -> bool:
     """Whether the visitor may launch, stop, tag and delete: operators; and without a login everyone may, who has this machine already."""
-    found = visitor()
+    found = login.visitor()
     return found is not None and found.role == "operator" if login.required() else True
 
 
-def visitor() -> Visitor | None:
-    """Who looks at the page whose code this is; None without a login."""
-    return login.visitor()
+def who() -> str:
+    """The name of whoever looks at the page whose code this is, under which what they launch is queued."""
+    found = login.visitor()
+    return found.name if found else "visitor"
 
 
 def origins_of(address: str, port: int, terms: Terms = HERE) -> tuple[str, ...]:

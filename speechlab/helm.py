@@ -1,31 +1,35 @@
 """A run's page: its board, and above it what can be done about the run: stop it, go on with it.
 
-Notable: a deed is asked about first, and whether the visitor may do it is asked when it is done. A run that is gone says so.
+Notable: a run that is started or resumed is left to the queue, like one that is launched. A deed is asked about first, and whether the
+visitor may do it is asked when it is done. A run that is gone says so.
 
 Not covered: tags and deletion, which are :mod:`speechlab.shelf`'s.
 """
 
 from __future__ import annotations
 
-import subprocess
+import asyncio
 from typing import Any
 from urllib.parse import urlencode
 
 import panel as pn
 
-from speechlab import cluster, contrast, detached, door, pulse
+from speechlab import contrast, door, pulse
 from speechlab.board import Board
 from speechlab.catalogue import Catalogue
 from speechlab.errors import InputError
+from speechlab.jobs import Queue
 from speechlab.markup import Html, framed
 from speechlab.runs import Run
+from speechlab.scheduling import Job
 from speechlab.shelf import live
 
-STOPPED = 130  # exit status of a driver that was asked to stop
+LABELS = {"stop": "Stop", "resume": "Resume", "start": "Start", "cancel": "Take out"}
 DEEDS = {  # what can be done about a run, and what is asked first
     "stop": "Stop after the step at hand? A checkpoint is kept, and the run can be resumed.",
-    "resume": "Go on from the last checkpoint, on this machine?",
-    "start": "Train it on this machine?",
+    "resume": "Go on from the last checkpoint, on this machine, as soon as there is room?",
+    "start": "Train it on this machine, as soon as there is room?",
+    "cancel": "Take it out of the queue?",
 }
 
 
@@ -34,19 +38,19 @@ class Helm(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
 
     Args:
         catalogue: Of the run's folder.
+        queue: Of the same folder.
         run: The run.
     """
 
-    def __init__(self, catalogue: Catalogue, run: Run, **params: Any) -> None:
+    def __init__(self, catalogue: Catalogue, queue: Queue, run: Run, **params: Any) -> None:
         super().__init__(**params)
-        self._catalogue, self._run = catalogue, run
-        self._launched: subprocess.Popen[bytes] | None = None
-        self._asked, self._deed, self._waiting, self._may = False, "", "", door.may_change()
+        self._catalogue, self._queue, self._run = catalogue, queue, run
+        self._asked, self._deed, self._refused, self._may = False, "", "", door.may_change()
         self._links, self._said = live(Html("")), live(Html(""))
         self._ask, self._yes, self._no = (_button("Stop"), _button("Yes"), _button("No"))
         self._ask.on_click(lambda _: self._confirm(True))
         self._no.on_click(lambda _: self._confirm(False))
-        self._yes.on_click(lambda _: self._act())
+        self._yes.on_click(self._act)
         self._bar = pn.FlexBox(self._ask, self._said, self._yes, self._no, align_items="center", sizing_mode="stretch_width")
         self._board = pn.Column(Board(run).panel(on=True), sizing_mode="stretch_width")
         known = contrast.systems(run)
@@ -63,14 +67,14 @@ class Helm(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
         pulse.follow(self.tick, self._sign)
         return pn.Column(self._links, self._bar, self._board, sizing_mode="stretch_width")
 
-    def _sign(self) -> tuple[str | None, bool, int | None]:
-        """What decides on what is said and can be done: the run's state, its stop file, its driver."""
+    def _sign(self) -> tuple[str | None, bool, Job | None]:
+        """What decides on what is said and can be done: the run's state, its stop file, its job."""
         state = next((e.state for e in self._catalogue.look() if e.id == self._run.id), None)
-        return state, self._run.stop_file.exists(), None if self._launched is None else self._launched.poll()
+        return state, self._run.stop_file.exists(), self._queue.job(self._run.id)
 
     def tick(self) -> None:
         """See where the run stands, and what can be done."""
-        state, stopping, status = self._sign()
+        state, stopping, job = self._sign()
         if state is None:
             gone = Html("<p><b>Run {} is gone:</b> its directory was deleted or moved.</p>").format(self._run.id)
             self._bar.visible = self._board.visible = False
@@ -78,19 +82,27 @@ class Helm(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
             return
         # a run of another machine, whose lock is not seen, is not resumed here while its events come
         deed = {"running": "stop", "new": "start", "finished": "", "broken": ""}.get(state, "resume")
-        if deed != self._deed:
-            self._deed, self._waiting = deed, "" if self._may or not deed else door.OPERATORS
-            self._confirm(False)
+        told, busy = Html(""), False
         if deed == "stop" and stopping:
-            self._waiting = "It stops after the step at hand, with a checkpoint."
-        elif self._launched is not None and deed in ("resume", "start"):
-            said = f"Its driver ended: {detached.said(self._run.path)[-500:]}"
-            self._waiting = "Starting …" if status is None else "" if status in (0, STOPPED) else said
+            told, busy = Html("It stops after the step at hand, with a checkpoint."), True
+        elif deed in ("resume", "start") and job is not None:
+            if job.state == "waiting":
+                deed, told = "cancel", Html('Waits in the <a href="launch">queue</a> for {}.').format(job.room)
+            elif self._queue.begins(job) or (job.state == "running" and state == "new"):  # the catalogue may be a second behind
+                told, busy = Html("Starting …"), True
+            elif job.state == "elsewhere" and state == "new":
+                deed, told = "", Html("It was sent to {}.").format(job.ray or job.host)
+            elif said := self._queue.complaint(job):
+                told = Html("Its driver ended: {}").format(said)
+        if deed != self._deed:
+            self._deed, self._refused = deed, ""
+            self._confirm(False)
         if not self._asked:
-            self._tell(self._waiting)
+            denied = "" if self._may or not deed else door.OPERATORS
+            self._tell(self._refused or told or denied)
         self._ask.visible = bool(deed) and not self._asked
-        self._ask.disabled = not self._may or self._waiting.startswith(("It stops", "Starting"))
-        self._ask.label = deed.capitalize()
+        self._ask.disabled = not self._may or busy
+        self._ask.label = LABELS.get(deed, "")
 
     def _confirm(self, asked: bool) -> None:
         self._asked = asked
@@ -98,18 +110,21 @@ class Helm(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
         self._ask.visible = bool(self._deed) and not asked
         self._tell(DEEDS[self._deed] if asked else "")
 
-    def _act(self) -> None:
+    async def _act(self, _: Any) -> None:
         deed = self._deed
         self._confirm(False)
         try:
             if not door.may_change():
-                self._waiting = door.OPERATORS
-            elif deed == "stop":
-                self._run.stop()
+                raise InputError(door.OPERATORS)
+            if deed in ("start", "resume"):
+                await asyncio.to_thread(self._queue.submit, self._run, door.who())
+            elif deed == "cancel":
+                await asyncio.to_thread(self._queue.cancel, self._run.id)
             elif deed:
-                self._launched = cluster.launch(self._run)
+                self._run.stop()
+            self._refused = ""
         except (InputError, OSError) as e:
-            self._waiting = str(e)
+            self._refused = str(e)
         self.tick()
 
     def _tell(self, words: str) -> None:

@@ -84,6 +84,20 @@ class Queue:
             found = [job for name in self._names() if (job := self._job(name)) is not None]
         return sorted(found, key=lambda j: j.number)
 
+    def job(self, id: str) -> Job | None:
+        """A run's job as it stands now, or None: the run was not left to a queue."""
+        with self._guard:
+            return self._job(id)
+
+    def begins(self, job: Job) -> bool:
+        """Whether a job was started and its driver has not written any event yet."""
+        return job.state == "running" and not _driven(job, self.root / job.id)
+
+    def complaint(self, job: Job) -> str:
+        """What the driver of a job said last, if it ended before it had written any event; else nothing."""
+        folder = self.root / job.id
+        return "" if job.state != "ended" or _driven(job, folder) else detached.said(folder)[-400:].strip()
+
     def submit(self, run: Run, by: str, asked: Room | None = None, start: bool = True) -> Job:
         """Leave a run to the queue; it starts at once if it is its turn and there is room.
 
@@ -197,11 +211,9 @@ class Queue:
             yield
 
     def _add(self, run: Run, by: str, asked: Room, ray: str = "", submission: str = "") -> Job:
-        events = run.path / "events.jsonl"
-        offset = events.stat().st_size if events.exists() else 0
         job = Job(
             run.id, by, time.time(), self._next(), asked.cpus, asked.gpus,
-            offset=offset, host=socket.gethostname(), ray=ray, submission=submission,
+            offset=_written(run.path), host=socket.gethostname(), ray=ray, submission=submission,
         )  # fmt: skip
         self._write(job)
         return job
@@ -268,11 +280,6 @@ class Queue:
         return replace(job, state=state)
 
 
-def last_words(folder: Path) -> str:
-    """What a run's driver said last."""
-    return detached.said(folder)[-400:].strip()
-
-
 def _parsed(folder: Path) -> Job | None:
     """What a job file says; one that cannot be read is no job."""
     try:
@@ -297,11 +304,22 @@ def _state(job: Job, folder: Path) -> State:
         run = Run(folder)
         if run.locked() or (job.pid and _alive(job.pid, run.path)):
             return "running"
-        events = run.path / "events.jsonl"
-        driven = (events.stat().st_size if events.exists() else 0) > job.offset
     except (InputError, OSError):  # damaged, or deleted at this moment
         return "ended"
-    return "ended" if job.turn or driven else "waiting"
+    return "ended" if job.turn or _driven(job, folder) else "waiting"
+
+
+def _driven(job: Job, folder: Path) -> bool:
+    """Whether somebody has driven the run since it was submitted."""
+    return _written(folder) > job.offset
+
+
+def _written(folder: Path) -> int:
+    """Bytes of a run's events."""
+    try:
+        return (folder / "events.jsonl").stat().st_size
+    except OSError:  # none yet, or deleted at this moment
+        return 0
 
 
 def _alive(pid: int, path: Path) -> bool:

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import panel as pn
 
 from speechlab import config as configs
-from speechlab import door, fields, forecast, jobs, rayjobs
+from speechlab import door, fields, forecast, rayjobs
 from speechlab.catalogue import Catalogue
 from speechlab.errors import InputError
 from speechlab.form import FORM_CSS, Form
@@ -207,8 +207,7 @@ class Launch(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
         self.go.disabled = True
         try:
             _need_role()
-            seen, place = door.visitor(), self.place.value
-            by = seen.name if seen else "visitor"
+            by, place = door.who(), self.place.value
             self._tell("Launching …")
             path, items = self._path, list(self._form.overrides)
             asked = self._asked() if place == HERE else Room(0)
@@ -315,7 +314,7 @@ class _Row:
         if running and entry and entry.steps == entry.steps:
             told += f", step {entry.step:,.0f} of {entry.steps:,.0f}"
         badge = "finished" if told.startswith("finished") else "failed" if told.startswith(("failed", "interrupted")) else ""
-        said = jobs.last_words(self._queue.root / job.id) if job.state == "ended" and (not entry or entry.state == "new") else ""
+        said = self._queue.complaint(job)
         body = Html('<span class="badge {}">{}</span><a href="run?run={}">{}</a> <span class="faint">by {}, submitted {}</span>{}').format(
             badge, told, quote(job.id, safe=""), job.id, job.by, ago(job.at), Html("<pre>{}</pre>").format(said) if said else ""
         )

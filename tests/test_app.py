@@ -20,10 +20,9 @@ from accessible import barriers
 from browser import EVIL_TEXT, chromium, free_port, make_run, on_a_page, play, pwned, step_event, watch
 from heard import heard
 from sidelong import evaluated, trained
-from test_cluster import make, wait_for
 from visits import sent
 
-from speechlab import app, board, conditions, config, corpora, evaluation, helm, text
+from speechlab import app, board, conditions, config, corpora, evaluation, text
 from speechlab.app import TITLES, App, address_of, nav_html
 from speechlab.errors import InputError
 from speechlab.jobs import Queue
@@ -492,95 +491,6 @@ def test_the_board_of_a_run_is_followed_and_leads_to_its_errors(chrome, served, 
     page.goto(url + "run?run=broken")  # what there is of it
     page.locator(".tiles b").get_by_text("3 / 3").wait_for(timeout=60_000)
     assert log.external == []
-    assert log.errors == []
-
-
-@pytest.mark.slow
-def test_a_run_that_is_deleted_while_it_is_shown_says_so(chrome, served, runs):
-    page, log = opened(chrome, served(runs) + "run?run=live")
-    page.locator(".tiles b").first.wait_for(timeout=60_000)
-    shutil.rmtree(runs / "live")
-    says(page, "Run live is gone")
-    page.locator(".tiles b").first.wait_for(state="hidden", timeout=30_000)
-    assert log.errors == []
-
-
-@pytest.mark.slow
-def test_a_run_is_stopped_after_a_confirmation(chrome, served, runs):
-    run = Run(runs / "live")
-    with run.lock():
-        page, log = opened(chrome, served(runs) + "run?run=live")
-        stop = page.get_by_role("button", name="Stop")
-        stop.wait_for(timeout=60_000)
-        stop.click()
-        says(page, "Stop after the step at hand?")
-        page.get_by_role("button", name="No").click()
-        stop.wait_for(timeout=30_000)
-        assert not run.stop_file.exists()
-        stop.click()
-        page.get_by_role("button", name="Yes").click()
-        says(page, "It stops after the step at hand")
-        assert run.stop_file.exists()
-        assert stop.is_disabled()
-        run.append({"kind": "stopped", "step": 9})
-        run.stop_file.unlink()
-    page.get_by_role("button", name="Resume").wait_for(timeout=30_000)
-    assert page.locator(".badge").first.inner_text() == "stopped"
-    assert log.errors == []
-
-
-@pytest.mark.slow
-def test_a_stopped_run_is_resumed_and_followed(chrome, served, runs, monkeypatch):
-    run = Run(runs / "live")
-    run.append({"kind": "stopped", "step": 9})
-    (run.path / "driver.log").write_text("no memory left")
-    launched = []
-
-    def launch(found: Run):
-        """In place of a driver, a process that ends at once, or goes on."""
-        launched.append(found.path)
-        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
-
-    monkeypatch.setattr(helm.cluster, "launch", launch)
-    page, log = opened(chrome, served(runs) + "run?run=live")
-    resume = page.get_by_role("button", name="Resume")
-    resume.wait_for(timeout=60_000)
-    resume.click()
-    says(page, "Go on from the last checkpoint")
-    assert launched == []
-    page.get_by_role("button", name="Yes").click()
-    says(page, "Its driver ended: no memory left")
-    assert launched == [run.path]
-    with run.lock():
-        run.append({"kind": "start", "steps": 20, "epochs": 1, "resumed_from": 9})
-        run.append(step_event(10, 20))
-        page.locator(".tiles b").get_by_text("10 / 20").wait_for(timeout=30_000)
-        page.get_by_role("button", name="Stop").wait_for(timeout=30_000)
-        assert resume.count() == 0
-    assert log.errors == []
-
-
-@pytest.mark.slow
-def test_a_real_training_is_started_stopped_and_resumed_from_its_page(chrome, served, tmp_path, prompts):
-    run = make(tmp_path, "cluster.workers=0", "training.epochs=400")
-    page, log = opened(chrome, served(tmp_path) + f"run?run={run.id}")
-    badge = page.locator(".badge").first
-
-    def do(deed: str) -> None:
-        page.get_by_role("button", name=deed).click(timeout=120_000)
-        page.get_by_role("button", name="Yes").click()
-
-    do("Start")
-    wait_for(run, "step", 5)
-    do("Stop")
-    badge.filter(has_text="stopped").wait_for(timeout=120_000)
-    stopped = run.events()[-1]
-    assert stopped["kind"] == "stopped" and stopped["step"] < 800
-    do("Resume")
-    badge.filter(has_text="finished").wait_for(timeout=300_000)
-    assert [e["resumed_from"] for e in run.events() if e["kind"] == "start"] == [None, stopped["step"]]
-    page.get_by_role("button", name="Resume").wait_for(state="hidden")
-    assert "Its driver ended" not in page.locator("body").inner_text()
     assert log.errors == []
 
 

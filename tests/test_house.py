@@ -144,7 +144,6 @@ def test_modules_have_a_test_file(path):
         "verify": "reproduce",
         "babble": "conditions",
         "inference": "whisper",
-        "helm": "app",
         "memory": "budget",
         "ports": "door",
         "cli_registry": "registry",
