@@ -188,7 +188,7 @@ def training(config: str, turns: int, seconds: int = 20) -> None:
             tail.read()
             await asyncio.sleep(seconds)
             steps = [e for e in tail.read() if e["kind"] == "step"]
-            speeds[bool(visitors)].append(sum(e["padded_seconds"] for e in steps) / sum(e["step_seconds"] for e in steps))
+            speeds[bool(visitors)].append(sum(e["heard_seconds"] for e in steps) / sum(e["step_seconds"] for e in steps))
 
         try:
             wait_for(port)
