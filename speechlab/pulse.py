@@ -60,7 +60,8 @@ class _Display:
 
     def look(self) -> None:
         """Call the display if something has changed; one call at a time waits for its turn."""
-        if self._called:
+        context = self._page.session_context
+        if self._called or (context is not None and context.session is None):  # what is asked of a page while it is made can be lost
             return
         try:
             seen = self._sign()
