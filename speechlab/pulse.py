@@ -61,7 +61,9 @@ class _Display:
     def look(self) -> None:
         """Call the display if something has changed; one call at a time waits for its turn."""
         context = self._page.session_context
-        if self._called or (context is not None and context.session is None):  # what is asked of a page while it is made can be lost
+        if context is None:
+            self.stop()
+        if self._called or context is None or context.session is None:
             return
         try:
             seen = self._sign()
@@ -69,7 +71,15 @@ class _Display:
             seen = f"{type(e).__name__}: {e}"
         if seen != self._seen:
             self._seen, self._called = seen, True
+            # in the server's own thread: what another asks of a page that is being made or drawn, Bokeh loses once in a while
+            context.server_context.application_context.io_loop.add_callback(self._ask)
+
+    def _ask(self) -> None:
+        try:
             self._page.add_next_tick_callback(self._turn)
+        except Exception as e:  # a page that is left in this moment has no loop any more
+            log.debug("a display is looked at no more: %s", e)
+            self.stop()
 
     def _turn(self) -> None:
         self._called = False
@@ -106,7 +116,7 @@ class _Clock:
             for display in displays:
                 try:
                     display.look()
-                except Exception as e:  # a page that is left in this moment has no loop any more; whoever it is, the others are not held up
+                except Exception as e:  # a page that is left in this moment; whoever it is, the others are not held up
                     log.debug("a display is looked at no more: %s", e)
                     display.stop()
 

@@ -15,7 +15,9 @@ class Page:
     """What the clock needs of a Bokeh document."""
 
     def __init__(self):
-        self.session_context = SimpleNamespace(session=object())
+        loop = SimpleNamespace(add_callback=lambda call: call())
+        server = SimpleNamespace(application_context=SimpleNamespace(io_loop=loop))
+        self.session_context = SimpleNamespace(session=object(), server_context=server)
         self.turns, self.left = [], []
 
     def add_next_tick_callback(self, call):
@@ -75,6 +77,19 @@ def test_a_page_is_looked_at_once_its_session_is_made(page):
     assert not page.turns
     page.session_context.session = object()
     wait(lambda: len(page.turns) == 1)
+    page.turns.pop()()
+    assert ticks == [1]
+
+
+def test_a_page_is_asked_in_the_server_s_thread_alone(page):
+    """Of 200 pages that another thread asked while they were made or drawn nine stood still: Bokeh had lost the call."""
+    loop, ticks = [], []
+    page.session_context.server_context.application_context.io_loop.add_callback = loop.append
+    pulse.follow(lambda: ticks.append(1), lambda: "news")
+    wait(lambda: len(loop) == 1)
+    time.sleep(0.1)
+    assert len(loop) == 1 and not page.turns, "not by the clock"
+    loop.pop()()
     page.turns.pop()()
     assert ticks == [1]
 
