@@ -16,7 +16,7 @@ from test_app import served  # noqa: F401 - a fixture
 from test_cluster import make
 from test_jobs import driven, finish, ready  # noqa: F401 - a fixture
 
-from speechlab import config, door, jobs, launch, rayjobs, text
+from speechlab import config, door, jobs, launch, login, rayjobs, text
 from speechlab.catalogue import Catalogue
 from speechlab.errors import InputError
 from speechlab.jobs import Queue
@@ -70,7 +70,7 @@ def test_what_is_launched_is_the_config_as_changed_and_joins_the_queue(page_of, 
     assert run.config == config.load("configs/quickstart.yaml", ["training.epochs=8", "cluster.workers=2"])
     (job,) = queue.jobs()
     assert (job.id, job.by, job.room, job.state) == (run.id, "visitor", Room(1), "running")
-    monkeypatch.setattr(door, "visitor", lambda: Visitor("ann", "operator"))
+    monkeypatch.setattr(login, "visitor", lambda: Visitor("ann", "operator"))
     launched(page)
     assert [j.by for j in queue.jobs()] == ["visitor", "ann"], "turns go by who has logged in"
 
