@@ -66,6 +66,15 @@ def small_whisper(tiny_en, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def chrome():
+    """Chromium, for the tests of a file."""
+    from browser import chromium
+
+    with chromium() as running:
+        yield running
+
+
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Names of bytes by their length: archives hold the time they were made, and xdist's workers must find equal names."""
     return f"{len(val)} bytes" if isinstance(val, bytes) else None

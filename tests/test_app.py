@@ -17,7 +17,7 @@ from urllib.parse import quote
 import pytest
 import visits
 from accessible import barriers
-from browser import EVIL_TEXT, chromium, free_port, make_run, on_a_page, play, pwned, step_event, watch
+from browser import EVIL_TEXT, free_port, make_run, on_a_page, play, pwned, step_event, watch
 from heard import heard
 from sidelong import evaluated, trained
 from visits import sent
@@ -38,12 +38,6 @@ PAGES = {
     "/system": "System",
 }
 SECRET = "the-secret-outside"
-
-
-@pytest.fixture(scope="module")
-def chrome():
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture

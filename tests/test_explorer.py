@@ -7,7 +7,7 @@ import time
 
 import panel as pn
 import pytest
-from browser import EVIL_TEXT, chromium, on_a_page, play, pwned, settle, watch
+from browser import EVIL_TEXT, on_a_page, play, pwned, settle, watch
 from bs4 import BeautifulSoup
 from heard import clips, heard
 from test_cases import run  # noqa: F401
@@ -232,12 +232,6 @@ AT = """([title, x, y]) => { for (const view of Bokeh.index.query(v => v.model.t
 
 def served(explorer: Explorer):
     return on_a_page(lambda: board.page(explorer.panel()))
-
-
-@pytest.fixture(scope="module")
-def chrome():
-    with chromium() as running:
-        yield running
 
 
 def open_page(browser, url, **context):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from browser import chromium, step_event
+from browser import step_event
 from test_app import opened, runs, says, served  # noqa: F401 - fixtures
 from test_cluster import make, wait_for
 from test_jobs import driven, finish, made, ready, until  # noqa: F401 - a fixture
@@ -22,12 +22,6 @@ from speechlab.helm import Helm
 from speechlab.jobs import Queue
 from speechlab.runs import Run
 from speechlab.scheduling import Room
-
-
-@pytest.fixture(scope="module")
-def chrome():
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from browser import EVIL, EVIL_TEXT, chromium, free_port, make_run, pwned, watch
+from browser import EVIL, EVIL_TEXT, free_port, make_run, pwned, watch
 from test_app import served  # noqa: F401 - a fixture
 from test_cluster import make
 from test_jobs import driven, finish, ready  # noqa: F401 - a fixture
@@ -26,12 +26,6 @@ from speechlab.runs import Run
 from speechlab.scheduling import Room
 
 ROOM = Room(2)
-
-
-@pytest.fixture(scope="module")
-def chrome():
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture

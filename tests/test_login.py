@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import pytest
 from bokeh.util.token import generate_jwt_token, generate_session_id
-from browser import chromium, free_port, make_run, watch
+from browser import free_port, make_run, watch
 from tornado.web import create_signed_value
 from visits import cookie, cut_off, sent, session, shaken, token, tried
 
@@ -79,12 +79,6 @@ def lab(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def patient(lab):
     lab.login.patience._wrong.clear()
-
-
-@pytest.fixture(scope="module")
-def chrome():
-    with chromium() as running:
-        yield running
 
 
 # -- without a cookie, and with a bad one ------------------------------------------------------------------
