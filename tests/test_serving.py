@@ -103,6 +103,6 @@ def test_a_canary_under_ray_serve(prompts, tiny_en, tmp_path, monkeypatch, root)
             rest, _ = server.communicate(timeout=60)
         finally:
             server.kill()
-    assert server.returncode == 0 and "Traceback" not in rest
+    assert server.returncode == 0 and "Traceback" not in "".join(said) + rest
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(url, timeout=5)
