@@ -117,6 +117,46 @@ def test_the_loss_is_transformers_loss(small, small_whisper, four):
     assert ours.total.item() != pytest.approx(wrong, rel=1e-3)
 
 
+def test_the_gradients_are_transformers_gradients(small_whisper, four):
+    """Though the embedding's is sparse while it is the output layer's too, and the vocabulary is scored where there is a label only."""
+
+    def gradients(scored) -> dict[str, torch.Tensor]:
+        model = models.load("whisper", small_whisper, "en").eval()
+        scored(model).backward()
+        return {name: p.grad for name, p in model.net.named_parameters() if p.requires_grad}
+
+    def theirs(model: Whisper, prompt_too: bool = False) -> torch.Tensor:
+        tokens_BL, labels_BL = model._labels(four.texts)
+        if prompt_too:
+            labels_BL[:, 0] = tokens_BL[:, 1]
+        return model.net(features(four), decoder_input_ids=tokens_BL, labels=labels_BL).loss * (labels_BL != -100).sum()
+
+    def apart(model: Whisper) -> torch.Tensor:
+        """An output layer of its own: then nothing dense comes to the embedding."""
+        model.net.proj_out.weight = torch.nn.Parameter(model.net.proj_out.weight.detach().clone())
+        return model.loss(four.at(30.0)).total
+
+    ours, known = gradients(lambda model: model.loss(four.at(30.0)).total), gradients(theirs)
+    wrong = gradients(lambda model: theirs(model, prompt_too=True))
+    assert ours.keys() == known.keys()
+    far = {name: float((ours[name] - known[name]).norm() / known[name].norm()) for name in known}
+    assert max(far.values()) < 1e-4, far
+    table = "model.decoder.embed_tokens.weight"
+    assert float((wrong[table] - known[table]).norm() / known[table].norm()) > 1e-2, "negative control: the prompt is given, not predicted"
+    assert not any(g.is_sparse for g in (*ours.values(), *gradients(apart).values())), "clipping and AdamW take dense ones"
+
+
+@pytest.mark.slow
+def test_the_table_s_gradient_is_the_same_each_time(real, four):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = [torch.autograd.grad(real.loss(four).total, real.net.proj_out.weight)[0] for _ in range(6)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(g, found[0]) for g in found) and not found[0].is_sparse and found[0].any()
+
+
 def test_the_sinusoids_stay_as_they_are(small):
     assert [name for name, p in small.named_parameters() if not p.requires_grad] == ["net.model.encoder.embed_positions.weight"]
 
@@ -298,7 +338,12 @@ def test_greedy_text_equals_transformers_generate(real, tiny_en, prompts, precis
         tokens = net.generate(mel, num_beams=1, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
         ours = real.transcribe(batch, context="full")
     theirs = [t.strip() for t in real.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-    assert [h.text for h in ours] == theirs
+    other = [(h.text, t) for h, t in zip(ours, theirs, strict=True) if h.text != t]
+    if precision == "fp32":
+        assert other == []
+    else:  # bf16 breaks a tie as the order of its sums falls, which is the processor's: one without AMX leaves out a full stop
+        assert len(other) <= 1
+        assert all(normaliser("english")(a) == normaliser("english")(b) for a, b in other)
     assert all(h.ended and h.context == 30 for h in ours)
     assert len(set(theirs)) == 10
     assert score(batch.texts, theirs, normaliser("english")).wer < 0.2  # and it is what was said

@@ -98,9 +98,10 @@ class Whisper(nn.Module):
         tokens_BL, labels_BL = self._labels(batch.texts)
         states_BFD = self.encode(batch)
         hidden_BLD = self._decode(tokens_BL, states_BFD)
-        logits_BLV = self.net.proj_out(hidden_BLD)
-        total = nn.functional.cross_entropy(logits_BLV.float().flatten(0, 1), labels_BL.flatten(), ignore_index=-100, reduction="sum")
-        return Loss(total, int((labels_BL != -100).sum()))
+        # prompt and padding have no label, and to score the vocabulary is what a position costs
+        at = torch.nonzero(labels_BL != -100, as_tuple=True)
+        logits_NV = self.net.proj_out(hidden_BLD[at])
+        return Loss(nn.functional.cross_entropy(logits_NV.float(), labels_BL[at], reduction="sum"), len(logits_NV))
 
     forward = loss  # what DistributedDataParallel calls
 
@@ -109,8 +110,13 @@ class Whisper(nn.Module):
         # clips in the order in which threads come by (index_put with accumulate), so that two trainings differ in the last bits.
         positions_1L = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)[None]
         decoder = self.net.model.decoder
+        table = decoder.embed_tokens
+        # The table is the output layer too. A sparse gradient of the lookup is added to that layer's in place; a dense one would be another
+        # matrix of the vocabulary's size for each pass (reports/LOG.md). On a GPU, where nothing was measured, it is dense.
+        sparse = tokens_BL.device.type == "cpu" and table.weight is self.net.proj_out.weight
+        embedded_BLD = nn.functional.embedding(tokens_BL, table.weight, table.padding_idx, sparse=sparse)
         states_BLD: Tensor = decoder(
-            input_ids=tokens_BL, position_ids=positions_1L, encoder_hidden_states=states_BFD, use_cache=False
+            inputs_embeds=embedded_BLD, position_ids=positions_1L, encoder_hidden_states=states_BFD, use_cache=False
         ).last_hidden_state
         return states_BLD
 
