@@ -66,8 +66,16 @@ class Step:
         return sum(micro.heard for micro in self.micros)
 
     def of_rank(self, rank: int, world: int) -> tuple[Micro, ...]:
-        """The share of one worker; the union over ranks is the step, whatever the world's size."""
-        return self.micros[rank::world]
+        """The share of one worker, as many micro-batches as any other's; the union over ranks is the step, whatever the world's size.
+
+        All workers wait for the one with the most to hear. So the longest goes first, always to whoever has least (Graham, 1969).
+        """
+        most = -(-len(self.micros) // world)
+        shares: list[list[int]] = [[] for _ in range(world)]
+        for i in sorted(range(len(self.micros)), key=lambda i: -self.micros[i].heard):
+            room = (share for share in shares if len(share) < most)
+            min(room, key=lambda share: sum(self.micros[j].heard for j in share)).append(i)
+        return tuple(self.micros[i] for i in sorted(shares[rank]))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """What more workers bring, what Ray, events and the tracker cost, and how long finding one's place takes.
 
-    python tests/bench_scaling.py [--steps 12] [--only workers ray resume]
+    python tests/bench_scaling.py [--steps 6] [--parts 4] [--only workers ray resume]
 
 *workers*: weak scaling of a Conformer-CTC of size S from one to two workers of a thread each, over gloo: two take steps twice
-as large. Beside them run two workers that know nothing of each other: what these lose is the machine's (caches, memory,
-whatever else runs), so both quotients are printed. The three take turns, step by step; the first step is left out.
+as large. A worker's part of a step are four micro-batches, as in the recipe for LibriSpeech with two workers; with ``--parts 1``
+it is one, and nothing evens out that one is larger than the other. Beside them run two workers that know nothing of each other:
+what these lose is the machine's (caches, memory, whatever else runs), so both quotients are printed. The three take turns, step
+by step; the first step is left out.
 *ray*: the quickstart for an epoch by one Ray worker with the tracker on SQLite, and in one process with neither, as
 ``speechlab train`` would; seconds of the same steps compared, those between start and first step apart. Taken in turns.
 *resume*: a plan of a million clips, and a late step of it, asked for first.
@@ -33,18 +35,19 @@ from speechlab.plan import Plan
 from speechlab.runs import Run
 from speechlab.world import World
 
-SHARE = 60.0  # seconds of audio that each worker takes in a step
+SHARE = 60.0  # most seconds of audio in a micro-batch
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=12, help="of each worker")
+    parser.add_argument("--steps", type=int, default=6, help="of each worker")
+    parser.add_argument("--parts", type=int, default=4, help="micro-batches of each worker in a step")
     parser.add_argument("--repeats", type=int, default=2, help="trainings with and without Ray")
     parser.add_argument("--only", nargs="+", choices=("workers", "ray", "resume"), default=["workers", "ray", "resume"])
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as top:
         if "workers" in asked.only:
-            workers(asked.steps, Path(top))
+            workers(asked.steps, asked.parts, Path(top))
         if "ray" in asked.only:
             ray(asked.repeats, Path(top))
         if "resume" in asked.only:
@@ -54,14 +57,14 @@ def main() -> None:
 # --- weak scaling --------------------------------------------------------------------------------------------------
 
 
-def workers(steps: int, top: Path) -> None:
+def workers(steps: int, parts: int, top: Path) -> None:
     prompts = corpora.prepare("prompts")
     corpus = joined(prompts, 600, top)  # of few clips many micro-batches are small, and one worker waits for the other
     sides = {}
     for name, size, groups in (("one alone", 1, 1), ("two, each for itself", 1, 2), ("two together", 2, 1)):
         folder = top / name.replace(" ", "-")
         folder.mkdir()
-        sides[name] = [(worker, index, size, steps, corpus, folder) for index in range(size * groups)]
+        sides[name] = [(worker, index, size, steps, parts, corpus, folder) for index in range(size * groups)]
     rates = {}
     for name, tables in in_turns(sides).items():
         mine = tables[:1] if name == "two together" else tables  # the events of a run speak of all its workers
@@ -73,14 +76,14 @@ def workers(steps: int, top: Path) -> None:
           f"the machine itself {apart / (2 * one):.1%}, so working together costs {1 - together / apart:.1%}", flush=True)  # fmt: skip
 
 
-def worker(turn: Turn, index: int, size: int, steps: int, corpus: corpora.Corpus, folder: Path) -> pd.DataFrame:
+def worker(turn: Turn, index: int, size: int, steps: int, parts: int, corpus: corpora.Corpus, folder: Path) -> pd.DataFrame:
     """The steps of one of ``size`` workers."""
     torch.set_num_threads(1)
     values = {
         "name": f"worker{index}",
         "question": "How fast?",
         "model": {"family": "conformer", "weights": None, "shape": {"size": "S"}},
-        "training": {"epochs": 1, "batch_seconds": size * SHARE, "micro_batches": size},
+        "training": {"epochs": 1, "batch_seconds": size * parts * SHARE, "micro_batches": size * parts},
         "cluster": {"device_seconds": 2 * SHARE},
     }
     made = config.validate(values, "bench")
