@@ -348,13 +348,13 @@ def _decode(number: int, cuts: list[Any], job: _Job) -> None:
             answers += [answer for part in decode([cut]) for answer in part]
     planned = decoding.plan([cut for cut in cuts if cut.id not in deaths], job.batch_seconds)
     flights = [{cut.id: 0 for batch in planned[n : n + 2] for cut in batch} for n in range(len(planned))]  # one is decoded, one read
-    hold(flights[0] if flights else {})
+    hold(flights[0] if flights else {})  # of a block whose every clip was tried alone nothing is left
     if planned and not worker.warm:
         for _ in decode(planned[0][:4]):
             pass  # as in evaluation.evaluate: the first batch pays for what is made once
         worker.warm = True
     for following, part in zip(
-        [*flights[1:], {}], decode([cut for batch in planned for cut in batch], seconds=job.batch_seconds), strict=True
+        [*flights, {}][1:], decode([cut for batch in planned for cut in batch], seconds=job.batch_seconds), strict=True
     ):
         answers += part
         hold(following)

@@ -418,6 +418,17 @@ def test_a_killed_worker_costs_its_block_only(ray, fake, clips, tmp_path):
     assert not any(a.problem for part in parts for a in part.answers)
 
 
+@pytest.mark.parametrize("tried", [0, 1, 3], ids=["none", "one", "all"])
+def test_a_block_is_whole_however_many_of_its_clips_are_tried_alone(fake, clips, tmp_path, tried):
+    """A worker was killed with all clips of a small block in its hands."""
+    system, block = fake(), clips[:3]
+    job = infer._Job(tmp_path, system, "test_infer:Fake", None, "clip", 60.0, "fp32", "cpu", type(clips[0]))
+    (tmp_path / "000000.at").write_text(json.dumps({cut.id: 0 for cut in block[:tried]}))
+    infer._decode(0, block, job)
+    assert texts([infer._read(tmp_path, 0)]) == here(system, block)
+    assert not list(tmp_path.glob("*.at"))
+
+
 @pytest.mark.slow
 def test_a_clip_that_kills_its_worker_is_answered_with_the_reason(ray, fake, clips, tmp_path):
     poisoned = [*clips[:20], renamed(clips[20], "poison"), *clips[21:]]
