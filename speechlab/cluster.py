@@ -301,16 +301,8 @@ def start_ray(address: str | None, *, cores: int, quiet: bool = True) -> None:
     local: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": 200 * 1024**2} if address is None else {}
     try:
         _knock(address)
-        for attempt in range(STARTS):
-            try:
-                # "local": a cluster that happens to run on this machine is not ours to join
-                ray.init(address=address or "local", log_to_driver=not quiet, logging_level="ERROR", **local)
-                break
-            except Exception as e:
-                ray.shutdown()
-                # Ray gives its processes 30 s, which no setting changes; on a busy machine they take longer
-                if "timed out during startup" not in str(e) or attempt == STARTS - 1:
-                    raise
+        # "local": a cluster that happens to run on this machine is not ours to join
+        patiently(lambda: ray.init(address=address or "local", log_to_driver=not quiet, logging_level="ERROR", **local), ray.shutdown)
     except Exception as e:
         raise InputError(
             "Ray could not start." if address is None else "The Ray cluster cannot be reached.",
@@ -323,6 +315,18 @@ def start_ray(address: str | None, *, cores: int, quiet: bool = True) -> None:
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
     with suppress(OSError):
         (Path.home() / ".ray" / "auth_token").chmod(0o600)  # Ray writes it readable to all
+
+
+def patiently(start: Callable[[], object], undo: Callable[[], object]) -> None:
+    """Start Ray, and again after undoing it: its processes get 30 s, and one of them 15 (ray#65983), which no setting changes."""
+    for attempt in range(STARTS):
+        try:
+            start()
+            return
+        except Exception as e:
+            undo()
+            if "timed out during startup" not in str(e) or attempt == STARTS - 1:
+                raise
 
 
 def set_environment() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from browser import becomes
 from test_cluster import SMOKE, assert_quiet, wait_for
 
 from speechlab import cluster, config, runs
@@ -28,10 +28,14 @@ def machines(monkeypatch) -> Iterator[Any]:
 
     tokens._enable_token_auth()  # read when Ray is imported, which another test may have done
     tokens.ensure_token_if_auth_enabled()
-    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": IMPATIENT, **MEMORY}
-    simulated = Cluster(initialize_head=True, head_node_args=head)
-    try:
+    simulated = Cluster()
+
+    def start() -> None:
+        simulated.add_node(num_cpus=1, include_dashboard=False, _system_config=IMPATIENT, **MEMORY)
         simulated.add_node(num_cpus=1, **MEMORY)
+
+    try:
+        cluster.patiently(start, simulated.shutdown)
         yield simulated
     finally:
         simulated.shutdown()
@@ -73,10 +77,7 @@ def test_training_goes_on_with_the_machines_that_are_left_and_those_that_come(tm
     again = starts(run)[-1]
     assert again[0] == 2
     assert again[1] > alone[1]
-    deadline = time.monotonic() + 60
-    while last_step(run) < again[1] + 10:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    assert becomes(lambda: last_step(run) >= again[1] + 10, 60)
     run.stop()
     driver.join(120)
     assert outcome == {"state": "stopped"}
