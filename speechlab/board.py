@@ -22,7 +22,7 @@ from bokeh.models import ColumnDataSource, DataRange1d, GlyphRenderer, Range1d
 
 from speechlab import door, plots, pulse, text
 from speechlab.errors import InputError
-from speechlab.history import MOST_POINTS, SILENCE, Feed, number
+from speechlab.history import MOST_POINTS, SILENCE, Feed, History, number
 from speechlab.markup import CSS, Html, samples_html, time_html
 from speechlab.plots.style import describe
 from speechlab.runs import Event, Run
@@ -106,7 +106,7 @@ class _View:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._feed = Feed.of(run)
-        self._history, self._version = self._feed.history, 0
+        self._version = 0
         try:
             self._normaliser = text.normaliser(run.config.evaluation.normaliser)
         except InputError:  # a config of another version: the board still shows the run
@@ -131,6 +131,10 @@ class _View:
         self._seen: Any = None
         self._validated: Event | None = None
         self._logged: Event | None = None
+
+    @property
+    def _history(self) -> History:
+        return self._feed.history
 
     def follow(self, on: bool = False) -> None:
         """Look for new events from now on, to the end or beyond it."""
@@ -161,13 +165,13 @@ class _View:
             self._header.value = self._feed.once("head", seen, self._head)
         return self._version
 
-    def _draw(self, rows: pd.DataFrame | None) -> None:
+    def _draw(self, rows: dict[str, list[float]] | None) -> None:
         columns = list(self._source.data)
         if rows is None:
             self._source.data = {c: self._history.curves[c].to_numpy() for c in columns}
-        elif len(rows):
-            # as lists, which go in one message; each array would be two of its own
-            self._source.stream({c: rows[c].tolist() for c in columns}, rollover=2 * MOST_POINTS)
+        elif rows["step"]:
+            # lists go in one message; each array would be two of its own
+            self._source.stream({c: rows[c] for c in columns}, rollover=2 * MOST_POINTS)
 
     def _write(self) -> None:
         history = self._history

@@ -1,8 +1,9 @@
 """The runs of a folder, kept up to date at little cost: what has changed is read, all else only looked at.
 
 Notable: a look lists the folder and asks a run for the times of six of its files. Of a run that goes on, events are read from where
-the last look ended; of one that has ended no more stays in memory than a row and the points of two small curves. All displays share
-one catalogue, so ten people who watch cost one look. A run that cannot be read is an entry that says why, and hides no other.
+the last look ended, once for all that show them (:class:`speechlab.history.Feed`); of one that has ended no more stays in memory than a
+row and the points of two small curves. All displays share one catalogue, so ten people who watch cost one look. A run that cannot be
+read is an entry that says why, and hides no other.
 
 Not covered: runs in a folder within the folder; what they take on the disk (:func:`speechlab.experiments.table`).
 """
@@ -22,8 +23,8 @@ import pandas as pd
 from speechlab import config as configs
 from speechlab import experiments, plots, tags
 from speechlab.errors import InputError
-from speechlab.history import AT_ONCE, History, number
-from speechlab.runs import Run, Tail
+from speechlab.history import Feed, number
+from speechlab.runs import Run
 from speechlab.units import Seconds
 
 PERIOD: Seconds = 0.2  # between two looks, however many ask
@@ -164,14 +165,8 @@ class _Watched:
         self._marks: tuple[Mark, ...] = ()
         self._told: dict[str, Any] = {}  # by its config
         self._tested: dict[str, Any] = {}
-        self._forget()
-
-    def _forget(self) -> None:
-        """Begin with the first event again."""
-        self._tail = Tail(self._path / "events.jsonl")
-        self._history: History | None = History()
+        self._feed: Feed | None = None  # while it goes on; what was read for it may be shown on a board too
         self._stood = "new"
-        self._seconds, self._clips, self._started, self._best = math.nan, 0, math.nan, math.nan
 
     def look(self) -> Entry:
         marks = marks_of(self._path)
@@ -190,7 +185,9 @@ class _Watched:
                 where = {"tracker": config.tracking.uri or "", "head": config.cluster.address or ""}
                 self._told = {"model": model, "question": config.question, "tags": tags.read(self._path), **where}
             if marks[2] != before[2] or self.more:
-                self._follow(before[2], marks[2])
+                self.reads += 1
+                self._feed = self._feed or Feed.of(run)
+                self._feed.look()
             if marks[:2] != before[:2]:
                 self.reads += 1
                 self._tested = experiments.tested(run)
@@ -198,18 +195,18 @@ class _Watched:
         except Exception as e:  # whatever a damaged file makes its reader raise; what was read before it stands
             why = " ".join(f"{'' if isinstance(e, InputError) else type(e).__name__ + ': '}{e}".split())[:300]
             self._entry = replace(Entry(self._path.name, self._path, note=why), **self._told)
-            self._forget()
+            self._feed = None
         return self._entry
 
     @property
     def more(self) -> bool:
         """Whether there are events that the next look reads."""
-        return self._tail.more
+        return self._feed is not None and self._feed.more
 
     def _stands(self, run: Run) -> str:
         """Where it stands as its events and its lock say."""
-        if self._history is not None:
-            self._stood = self._history.standing(run)
+        if self._feed is not None:
+            self._stood = self._feed.history.standing(run)
         return "running" if run.locked() else self._stood
 
     def _same(self) -> bool:
@@ -219,50 +216,31 @@ class _Watched:
         except InputError:
             return False
 
-    def _follow(self, before: Mark, now: Mark) -> None:
-        """Take new events in; all of them where the file is another, or where what it held was let go."""
-        (old,), (new,) = before or (None,), now or (None,)
-        if self._history is None or (old and new and (old[0] != new[0] or old[1] > new[1])):
-            self._forget()
-        self.reads += 1
-        events = self._tail.read(AT_ONCE)
-        assert self._history is not None
-        self._history.add(events)
-        for event in events:
-            if event["kind"] == "step":
-                before_it = self._seconds if self._seconds == self._seconds else 0.0
-                self._seconds = before_it + number(event.get("step_seconds"), 0.0)
-                self._clips += int(number(event.get("clips"), 0.0))
-            elif event["kind"] == "start" and self._started != self._started:
-                self._started = number(event.get("time"))
-            elif event["kind"] == "end" and isinstance(event.get("best"), dict):  # the mean of checkpoints has no validation event
-                self._best = _least(self._best, number(event["best"].get("wer")))
-
     def _made(self, run: Run) -> Entry:
         tested = {name: value for name, value in self._tested.items() if name in ("wer", "low", "high", "note")}
         state = self._stands(run)
-        if (history := self._history) is None:
+        if self._feed is None:
             return replace(self._entry, **{"wer": math.nan, "note": "", **self._told, **tested, "state": state})
+        history = self._feed.history
         wers = tuple((number(v.get("step")), number(v.get("wer"))) for v in history.validations)
-        curve = history.curves[["step", "smoothed"]].dropna() if len(history.curves) else pd.DataFrame({"step": [], "smoothed": []})
         entry = Entry(
             self._path.name,
             self._path,
             state,
             **self._told,
-            dev=_least(self._best, *(wer for _, wer in wers)),
-            seconds=self._seconds,
-            clips=self._clips,
+            dev=_least(history.averaged, *(wer for _, wer in wers)),
+            seconds=history.seconds,
+            clips=history.clips,
             step=history.step,
             steps=number(history.start.get("steps")),
             remaining=history.remaining if state == "running" else math.nan,
-            started=self._started if self._started == self._started else os.stat(self._path / "config.yaml").st_mtime,
-            losses=tuple(plots.decimate(curve, POINTS).itertuples(index=False, name=None)),
+            started=history.started if history.started == history.started else os.stat(self._path / "config.yaml").st_mtime,
+            losses=_small(history.curves),
             wers=wers[-POINTS:],
             **tested,
         )
         if not entry.live and self._stood != "new" and not self.more:
-            self._history = None
+            self._feed = None
         return entry
 
 
@@ -291,6 +269,12 @@ def _mark(folder: Path, *names: str) -> Mark:
         else:
             found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
     return tuple(found)
+
+
+def _small(curves: pd.DataFrame) -> Points:
+    """The points of a small curve of the loss."""
+    curve = curves[["step", "smoothed"]].dropna() if len(curves) else pd.DataFrame({"step": [], "smoothed": []})
+    return tuple(plots.decimate(curve, POINTS).itertuples(index=False, name=None))
 
 
 def _least(*values: float) -> float:

@@ -69,16 +69,17 @@ def decode(
     Yields:
         The answers of one batch at a time, so that a caller can show progress.
     """
+    planned = plan(cuts, seconds)
+    if not planned:
+        return
     training = model.training
     model.eval()
     try:
         with ThreadPoolExecutor(1) as ahead:  # the next batch is read while this one is decoded
-            planned = plan(cuts, seconds)
-            coming = ahead.submit(_read, planned[0]) if planned else None
-            for following in [*planned[1:], None]:
-                assert coming is not None
+            coming = ahead.submit(_read, planned[0])
+            for following in [*planned[1:], []]:
                 clips, broken = coming.result()
-                coming = ahead.submit(_read, following) if following else None
+                coming = ahead.submit(_read, following)
                 yield broken + (_batch(model, clips, context, precision, device) if clips else [])
     finally:
         model.train(training)

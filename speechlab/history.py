@@ -7,6 +7,8 @@ process, its events are read and worked out once: they share a :class:`Feed`. No
 
 from __future__ import annotations
 
+import math
+import os
 import threading
 import time
 from collections import deque
@@ -17,6 +19,7 @@ from weakref import WeakValueDictionary
 import pandas as pd
 
 from speechlab import plots
+from speechlab.plots.training import STEP_COLUMNS
 from speechlab.runs import Event, Run
 from speechlab.units import Seconds
 
@@ -36,6 +39,10 @@ class History:
         validations: Validation events, one a step; only the last keeps its samples.
         log: The latest messages and failures.
         state: running, finished, stopped, failed or new.
+        seconds: Of all training steps, those that a resume repeated included; NaN before the first.
+        clips: Likewise; 0 before the first.
+        started: When it first was, in seconds since 1970; NaN if it was not.
+        averaged: Validation WER of the mean of checkpoints, for which there is no validation event; NaN if there is none.
     """
 
     def __init__(self) -> None:
@@ -45,6 +52,7 @@ class History:
         self.validations: list[Event] = []
         self.log: list[Event] = []
         self.state = "new"
+        self.seconds, self.clips, self.started, self.averaged = math.nan, 0, math.nan, math.nan
         self._newest = 0.0
         self._times: list[tuple[float, float]] = []
 
@@ -67,13 +75,20 @@ class History:
                     redraw |= self._rewind({**self.start, "resumed_from": number(event["step"]) - 1})
                 self._newest = number(event.get("step"), self._newest)
                 pending.append(event)
+                seconds, clips = (number(event.get(name)) for name in ("step_seconds", "clips"))
+                self.seconds = (self.seconds if math.isfinite(self.seconds) else 0.0) + (seconds if math.isfinite(seconds) else 0.0)
+                self.clips += int(clips) if math.isfinite(clips) else 0
             elif kind == "start":
+                if self.started != self.started:
+                    self.started = number(event.get("time"))
                 new.append(self._extend(pending))
                 pending = []
                 redraw |= self._rewind(event)
             elif kind == "validation":
                 earlier = [v for v in self.validations if v.get("step") != event.get("step")]
                 self.validations = [*({**v, "samples": []} for v in earlier), event]
+            elif kind == "end" and isinstance(event.get("best"), dict):
+                self.averaged = number(event["best"].get("wer"))
             elif kind in {"message", "failure"}:
                 self.log = [*self.log, event][-100:]
             self.state = STATES.get(kind, "running" if kind in {"start", "step"} else self.state)
@@ -88,8 +103,9 @@ class History:
     def _extend(self, events: list[Event]) -> pd.DataFrame:
         if not events:
             return self.curves.iloc[:0]
-        known = self.curves.smoothed.dropna()
-        rows = plots.curves(pd.DataFrame(events), float(known.iloc[-1]) if len(known) else None)
+        known = self.curves.smoothed.iloc[-1:].dropna()  # it is carried over steps without a loss
+        needed = pd.DataFrame([{name: event.get(name) for name in STEP_COLUMNS} for event in events])
+        rows = plots.curves(needed, float(known.iloc[-1]) if len(known) else None)
         self.curves = pd.concat([self.curves, rows], ignore_index=True) if len(self.curves) else rows
         self.last = {**self.last, **events[-1]}
         self._times = [*self._times, *((number(e.get("time")), number(e.get("step"))) for e in events)][-50:]
@@ -154,8 +170,9 @@ class Feed:
 
     def __init__(self, run: Run) -> None:
         self.history, self.version = History(), 0
-        self._tail = run.tail()
+        self._run, self._tail, self._file = run, run.tail(), (0, 0)
         self._news: deque[pd.DataFrame | None] = deque(maxlen=BEHIND)
+        self._since: tuple[tuple[int, int], dict[str, list[float]]] | None = None
         self._said: dict[str, tuple[Any, str]] = {}
         self._lock = threading.Lock()
 
@@ -165,25 +182,50 @@ class Feed:
         return cls._shared.setdefault((str(run.path.resolve()), run.path.stat().st_ino), cls(run))
 
     def look(self) -> int:
-        """Read what has come.
+        """Read what has come, all of it anew where the file of events is another.
 
         Returns:
             The version.
         """
         with self._lock:
+            self._begin()
             if events := self._tail.read(AT_ONCE):
                 self._news.append(self.history.add(events))
                 self.version += 1
             return self.version
 
-    def since(self, version: int) -> pd.DataFrame | None:
-        """The rows of the curves since a version, or None where they must be drawn afresh, as for version 0 and :meth:`History.add`."""
+    @property
+    def more(self) -> bool:
+        """Whether there are events that the next look reads."""
+        return self._tail.more
+
+    def _begin(self) -> None:
+        """Forget what was read from a file that is no more."""
+        try:
+            found = os.stat(self._run.path / "events.jsonl")
+        except OSError:
+            return
+        file, size = self._file
+        if file and (found.st_ino != file or found.st_size < size):
+            self.history, self._tail = History(), self._run.tail()
+            self._news.append(None)
+            self.version += 1
+        self._file = found.st_ino, found.st_size
+
+    def since(self, version: int) -> dict[str, list[float]] | None:
+        """The columns of the curves since a version, or None where they must be drawn afresh, as for version 0 and :meth:`History.add`.
+
+        They are made for the first who asks, and are not to be changed.
+        """
         with self._lock:
             missed = self.version - version
             news = list(self._news)[-missed:] if missed else []
             if not version or missed > len(news) or any(rows is None for rows in news):
                 return None
-            return pd.concat([self.history.curves.iloc[:0], *news], ignore_index=True)
+            if self._since is None or self._since[0] != (version, self.version):
+                rows = pd.concat([self.history.curves.iloc[:0], *news], ignore_index=True)
+                self._since = (version, self.version), {str(name): column.tolist() for name, column in rows.items()}
+            return self._since[1]
 
     def once(self, what: str, sign: Any, make: Callable[[], str]) -> str:
         """A text that all who look show, made by the first of them.

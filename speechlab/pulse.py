@@ -83,7 +83,8 @@ class _Display:
 
     def _turn(self) -> None:
         self._called = False
-        self._tick()
+        with pn.io.unlocked():  # so that all that it writes is one message
+            self._tick()
 
 
 class _Clock:

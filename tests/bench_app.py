@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from browser import chromium, free_port, make_run, step_event
+from browser import answers, chromium, free_port, make_run, step_event
 from visits import Visitor, visit
 
 from speechlab import config as configs
@@ -45,7 +46,7 @@ def main() -> None:
     if asked.training:
         training(asked.training, asked.turns)
         return
-    with tempfile.TemporaryDirectory() as folder, chromium() as browser:
+    with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for i in range(asked.runs):
             make_run(root, steps=asked.steps, epochs=10, name=f"run-{i}", end=i != 0)
@@ -56,38 +57,30 @@ def main() -> None:
         began = time.perf_counter()
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            url = f"http://127.0.0.1:{port}/"
-            wait_for(port)
+            url, run = f"http://127.0.0.1:{port}/", Run(root / "run-0")
+            answers(port, 60)
             print(f"server up after {time.perf_counter() - began:.1f} s")
-            last = f"step {asked.steps:,} of"
-            for visitor in ("first", "second", "third"):
-                seconds, page = opening(browser, url, last, asked.runs)
-                print(f"Runs, {visitor} visitor: all {asked.runs} rows after {seconds:.2f} s")
-                page.context.close()
-            for visitor in ("first", "second"):
-                seconds, page = opening(browser, f"{url}run?run=run-1", f"{asked.steps} / {asked.steps}", 1)
-                print(f"Run, {visitor} visitor: last step after {seconds:.2f} s")
-                page.context.close()
-            panning(browser, f"{url}run?run=run-1", f"{asked.steps} / {asked.steps}")
-            run = Run(root / "run-0")
-            fresh(browser, url, run, asked.steps, asked.events, "step {:,} of", "Runs")
-            fresh(browser, f"{url}run?run=run-0", run, asked.steps + asked.events, asked.events, "{} /", "Run")
+            with chromium() as browser:
+                seen(browser, url, run, asked.runs, asked.steps, asked.events)
             watching(url, run, server.pid, asked.steps + 2 * asked.events)
         finally:
             server.terminate()
             server.wait(30)
 
 
-def wait_for(port: int) -> None:
-    """Wait until somebody listens."""
-    import socket
-
-    for _ in range(600):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
+def seen(browser: Any, url: str, run: Run, runs: int, steps: int, events: int) -> None:
+    """What there is to see in a browser: pages that open, a curve that is drawn about, events that come."""
+    for visitor in ("first", "second", "third"):
+        seconds, page = opening(browser, url, f"step {steps:,} of", runs)
+        print(f"Runs, {visitor} visitor: all {runs} rows after {seconds:.2f} s")
+        page.context.close()
+    for visitor in ("first", "second"):
+        seconds, page = opening(browser, f"{url}run?run=run-1", f"{steps} / {steps}", 1)
+        print(f"Run, {visitor} visitor: last step after {seconds:.2f} s")
+        page.context.close()
+    panning(browser, f"{url}run?run=run-1", f"{steps} / {steps}")
+    fresh(browser, url, run, steps, events, "step {:,} of", "Runs")
+    fresh(browser, f"{url}run?run=run-0", run, steps + events, events, "{} /", "Run")
 
 
 def opening(browser: Any, url: str, words: str, rows: int) -> tuple[float, Any]:
@@ -132,6 +125,8 @@ def panning(browser: Any, url: str, words: str) -> None:
     start = "Bokeh.index.query_one(v => v.model.type == 'Figure').model.x_range.start"
     before = page.evaluate(start)
     page.mouse.move(x, y)
+    page.locator(".bk-Figure").first.get_by_title("Pan").click()
+    page.mouse.move(x, y)
     page.mouse.down()
     page.evaluate(FRAMES)
     began = time.perf_counter()
@@ -165,47 +160,60 @@ def watching(url: str, run: Run, pid: int, step: int, seconds: int = 20) -> None
         visit(pages, together)
 
 
-def training(config: str, turns: int, seconds: int = 20) -> None:
-    """What ten visitors of its page cost a training on the same machine: its speed with and without them, in turns.
+def training(config: str, turns: int, seconds: int = 12) -> None:
+    """What ten visitors of its page cost a training on the same machine, which it has to itself otherwise.
 
-    They are visitors without a browser, in this process, so what they take themselves is in it.
+    In turns the server goes on and is stopped by a signal, with all pages open. A training that is bound by its processors gets on as it
+    gets them: what is told is the processor time that it gets, which varies less than its steps do, of clips of all lengths. The visitors
+    are without a browser, in this process, so that what they take themselves is in it.
     """
     with tempfile.TemporaryDirectory() as folder:
         experiment = configs.load(
             config, ["training.epochs=1000", "cluster.workers=0", "training.validate_epochs=1000", "tracking.enabled=false"]
         )
         run = Run.create(experiment, folder)
-        trainer = subprocess.Popen([sys.executable, "-m", "speechlab", "train", "--resume", str(run.path)], stdout=subprocess.DEVNULL)
+        python, quiet = [sys.executable, "-m", "speechlab"], {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        patient = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # a thread that waits for another takes nothing
         port = free_port()
-        server = subprocess.Popen(
-            [sys.executable, "-m", "speechlab", "dashboard", str(run.path), "--port", str(port)], stdout=subprocess.DEVNULL
-        )
-        speeds: dict[bool, list[float]] = {False: [], True: []}
+        processes = [
+            psutil.Popen([*python, "train", "--resume", str(run.path)], env=patient, **quiet),
+            psutil.Popen([*python, "dashboard", str(run.path), "--port", str(port)], **quiet),
+        ]
+        trainer, server = processes
 
         async def together(visitors: list[Visitor]) -> None:
-            await asyncio.sleep(3)
-            tail = run.tail()
-            tail.read()
-            await asyncio.sleep(seconds)
-            steps = [e for e in tail.read() if e["kind"] == "step"]
-            speeds[bool(visitors)].append(sum(e["heard_seconds"] for e in steps) / sum(e["step_seconds"] for e in steps))
+            await asyncio.sleep(10)
+            events = run.tail()
+            events.read()
+            shares: dict[bool, list[list[float]]] = {True: [], False: []}
+            for turn in range(2 * turns):
+                goes_on = turn % 2 == 0
+                server.resume() if goes_on else server.suspend()
+                await asyncio.sleep(0.5)
+                before, began = [sum(p.cpu_times()[:2]) for p in processes], time.perf_counter()
+                await asyncio.sleep(seconds)
+                took = time.perf_counter() - began
+                shares[goes_on].append([100 * (sum(p.cpu_times()[:2]) - t) / took for p, t in zip(processes, before, strict=True)])
+            server.resume()
+            steps = [e["step_seconds"] for e in events.read() if e["kind"] == "step"]
+            cost = [100 * (1 - a[0] / b[0]) for a, b in zip(shares[True], shares[False], strict=True)]
+            alone, took = (statistics.mean(s[i] for s in shares[on]) for i, on in ((0, False), (1, True)))
+            error = statistics.stdev(cost) / len(cost) ** 0.5
+            each = ", ".join(f"{c:.1f}" for c in cost)
+            print(f"the training takes {alone:.0f} % of a core alone, a step {statistics.median(steps):.1f} s; "
+                  f"the server {took:.1f} % of a core, so at most {100 * took / alone:.1f} % of the training's")  # fmt: skip
+            print(f"ten visitors cost the training {statistics.mean(cost):.1f} +- {error:.1f} % "
+                  f"(mean and standard error of {turns} turns of {seconds} s: {each})")  # fmt: skip
 
         try:
-            wait_for(port)
+            answers(port, 60)
             while not len(run.steps()):
                 time.sleep(0.5)
-            time.sleep(10)
-            for _ in range(turns):
-                for count in (0, 10):
-                    visit([f"http://127.0.0.1:{port}/run?run={run.id}"] * count, together)
+            visit([f"http://127.0.0.1:{port}/run?run={run.id}"] * 10, together)
         finally:
-            for process in (trainer, server):
+            for process in processes:
                 process.kill()
                 process.wait()
-    ratios = [with_ / without for without, with_ in zip(speeds[False], speeds[True], strict=True)]
-    cost = [100 * (1 - r) for r in ratios]
-    told = ", ".join(f"{c:.1f}" for c in cost)
-    print(f"ten visitors cost the training {statistics.median(cost):.1f} % (median of {turns} turns of {seconds} s: {told})")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
 
 The server is a process of its own, started as ``speechlab dashboard`` does. Cycles: a visitor opens Runs or a run's page, gets it whole
 and leaves; Bokeh lets a session go some 15 s after that, so what is measured is measured once the last is gone. Hours: an event a second,
-which Chromium watches on a run's page; simulated, that is every :data:`PACE` seconds, as often as the server then looks. Memory is the
-server's resident set and the page's JavaScript heap after a collection.
+which Chromium watches on a run's page; simulated, that is every :data:`PACE` seconds, and the server looks every :data:`LOOK`, as often as
+Chromium can draw without a GPU: at each event it would fall behind for good. Memory is the server's resident set and the page's JavaScript
+heap after a collection.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from bench_app import SHOWN, wait_for
 from browser import chromium, free_port, make_run, step_event
 from visits import visit
 
-PACE = 0.05  # seconds between two events, and between two looks
+PACE, LOOK = 0.022, 0.25  # seconds between two events, and between two looks
 LINGER = 40  # seconds until the last session is let go
 TOGETHER = 5
-SERVER = "import sys; from speechlab import app, pulse; pulse.PERIOD = {pace}; app.serve({root!r}, port={port})"
+SERVER = "import sys; from speechlab import app, pulse; pulse.PERIOD = {look}; app.serve({root!r}, port={port})"
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
         runs = [make_run(root, steps=2000, epochs=10, name=f"run-{i}", end=i != 0) for i in range(3)]
         for measure in (lambda url, pid: cycles(url, pid, asked.cycles), lambda url, pid: hours(url, pid, runs[0], asked.hours)):
             port = free_port()
-            server = subprocess.Popen([sys.executable, "-c", SERVER.format(pace=PACE, root=folder, port=port)], stderr=subprocess.DEVNULL)
+            server = subprocess.Popen([sys.executable, "-c", SERVER.format(look=LOOK, root=folder, port=port)], stderr=subprocess.DEVNULL)
             try:
                 wait_for(port)
                 measure(f"http://127.0.0.1:{port}/", server.pid)

@@ -11,7 +11,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,11 +111,22 @@ def canvas_pixels(page: Any, index: int = 0) -> str:
     return str(page.locator("canvas").nth(index).evaluate("c => c.toDataURL()"))
 
 
+def becomes(look: Callable[[], Any], patience: float = 30.0) -> bool:
+    """Look until what is looked for is so; False where it is not for so many seconds."""
+    until = time.monotonic() + patience
+    while not look():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def play(audio: Any) -> dict[str, float]:
-    """Play an ``<audio>`` locator for a moment and tell how far it came."""
+    """Play an ``<audio>`` locator until it moves, for half a minute at most as a busy machine takes its time, and tell how far it came."""
     return dict(
         audio.evaluate(
-            """async a => { a.muted = true; await a.play(); await new Promise(r => setTimeout(r, 400));
+            """async a => { a.muted = true; await a.play(); const until = performance.now() + 30000;
+               while (!a.currentTime && performance.now() < until) await new Promise(r => setTimeout(r, 20));
                return {time: a.currentTime, ready: a.readyState, duration: a.duration}; }"""
         )
     )
@@ -128,13 +139,35 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+def answers(port: int, patience: float = 10.0) -> None:
+    """Wait until something listens on a port of 127.0.0.1."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+
+
 def on_a_page(make: Any, **more: Any) -> tuple[Any, str]:
-    """Serve what ``make`` gives, from a thread that ``stop()`` ends; returns it and the address."""
+    """Serve what ``make`` gives, from a thread for :func:`ended`; returns it and the address."""
     import panel as pn
 
     port = free_port()
     how = {"address": "127.0.0.1", "websocket_origin": [f"127.0.0.1:{port}"], "show": False, "threaded": True, "verbose": False}
     return pn.serve(make, port=port, **how, **more), f"http://127.0.0.1:{port}/"
+
+
+def ended(*threads: Any) -> None:
+    """End servers in threads, and wait until they have: two that run at once would take each other's page for the one whose turn it is,
+    which Bokeh keeps for a whole process."""
+    for thread in threads:
+        thread.stop()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "a server did not end within a minute"
 
 
 def mp3(seconds: float = 1.0, hertz: float = 440.0) -> bytes:

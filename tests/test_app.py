@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
+import outline
 import pytest
 import visits
 from accessible import barriers
-from browser import EVIL_TEXT, free_port, make_run, on_a_page, play, pwned, step_event, watch
+from browser import EVIL_TEXT, answers, becomes, ended, free_port, make_run, on_a_page, play, pwned, step_event, watch
 from heard import heard
 from sidelong import evaluated, trained
 from visits import sent
@@ -48,17 +49,11 @@ def served():
     def start(root: Path, queue: Queue | None = None) -> str:
         port = free_port()
         threads.append(app.serve(root, port=port, threaded=True, queue=queue))
-        for _ in range(100):
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
+        answers(port)
         return f"http://127.0.0.1:{port}/"
 
     yield start
-    for thread in threads:
-        thread.stop()
+    ended(*threads)
 
 
 @pytest.fixture
@@ -302,7 +297,7 @@ def test_the_app_is_shown_in_no_other_page(chrome, served, runs):
         assert page.frame_locator("#app").locator(".badge").count() == 0
         assert page.frame_locator("#app").locator("nav").count() == 0
     finally:
-        thread.stop()
+        ended(thread)
 
 
 @pytest.mark.slow
@@ -348,7 +343,8 @@ def test_no_text_of_a_run_runs_on_any_page(chrome, served, tmp_path, monkeypatch
             page, log = opened(chrome, url + address)
             page.locator(".speechlab").first.wait_for(timeout=60_000)
             page.wait_for_timeout(4000)
-            assert page.get_by_text("window.pwned").count() > 0 or any([*ran, pwned(page)]), "the text itself is to be read"
+            read = page.get_by_text("window.pwned")
+            assert becomes(lambda page=page, read=read: read.count() > 0 or any([*ran, pwned(page)])), "the text itself is to be read"
             assert log.external == []
             ran.append(pwned(page))
             page.context.close()
@@ -528,12 +524,7 @@ def test_the_machine_is_shown_and_moves(chrome, served, runs):
     assert page.get_by_role("meter").count() >= 3
     says(page, "Ray here")
     before = page.locator(".part").first.inner_text()
-    page.wait_for_function("before => true", arg=before)
-    for _ in range(60):
-        if page.locator(".part").first.inner_text() != before:
-            break
-        page.wait_for_timeout(500)
-    assert page.locator(".part").first.inner_text() != before
+    assert becomes(lambda: page.locator(".part").first.inner_text() != before)
     assert log.external == []
     assert log.errors == []
 
@@ -564,7 +555,23 @@ def test_every_page_fits_its_window_and_reads(chrome, served, runs, width, schem
             assert known and all((light > 0.5) == (scheme == "dark") for light in known), (address, place)
         assert barriers(page) == [], address
         assert log.external == []
+        outline.compare(page, address or "runs", f"{width}-{scheme}")
         page.context.close()
+
+
+def test_a_button_that_is_gone_and_a_column_more_are_told(chrome):
+    """Control of the comparison of outlines."""
+    page = chrome.new_page()
+    whole = "<h1>Runs</h1><p>4 runs</p><table><thead><tr><th>clip 1</th><th>text</th></tr></thead></table><button>Stop</button>"
+    page.set_content(whole)
+    known = outline.outline(page)
+    assert known == ['heading "Runs" [level=1]', 'columnheader "clip 0"', 'columnheader "text"', 'button "Stop"']
+    for other in (whole.replace("<button>Stop</button>", ""), whole.replace("</tr>", "<th>WER</th></tr>"), whole.replace("Stop", "Go")):
+        page.set_content(other)
+        assert outline.outline(page) != known
+    page.set_content(whole.replace("4 runs", "5 runs").replace("clip 1", "clip 23"))
+    assert outline.outline(page) == known
+    page.close()
 
 
 @pytest.mark.slow
@@ -598,13 +605,8 @@ def test_the_command_line_opens_at_a_run(runs, tmp_path):
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert server.stdout.readline().strip() == f"live on http://127.0.0.1:{port}/run?run=live (Ctrl-C ends it)"
-        for _ in range(240):
-            try:
-                told = pulled(f"http://127.0.0.1:{port}/", "run", run="live")
-                break
-            except OSError:
-                time.sleep(0.5)
-        assert "9 / 9" in told
+        answers(port, 120)
+        assert "9 / 9" in pulled(f"http://127.0.0.1:{port}/", "run", run="live")
         assert "4 runs" in pulled(f"http://127.0.0.1:{port}/"), "the folder that the run lies in"
     finally:
         server.terminate()

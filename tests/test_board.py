@@ -168,12 +168,19 @@ def test_in_a_notebook_the_board_follows_while_the_kernel_is_free_and_then_stops
     from speechlab import report
 
     run = make_run(tmp_path, steps=5, epochs=1, end=False)
+    until = """async def until(text):
+    for _ in range(600):
+        if text in shown[0].value:
+            return True
+        await asyncio.sleep(0.05)
+"""
     cells = [
         code('run_path: str = ""', "parameters"),
         code("import asyncio, panel as pn\nfrom speechlab import board, plots, runs\nplots.extension()\nrun = runs.Run(run_path)", "setup"),
+        code(until),
         code("shown = board.Board(run).panel()\nshown"),
-        code("run.append({'kind': 'step', 'step': 6, 'loss': 1.0})\nawait asyncio.sleep(1.5)\nprint('6 / 5' in shown[0].value)"),
-        code("run.append({'kind': 'end', 'step': 6})\nawait asyncio.sleep(2)\nprint('finished' in shown[0].value)"),
+        code("run.append({'kind': 'step', 'step': 6, 'loss': 1.0})\nprint(await until('6 / 5'))"),
+        code("run.append({'kind': 'end', 'step': 6})\nprint(await until('finished'))\nawait asyncio.sleep(3)"),
         code("run.append({'kind': 'step', 'step': 7, 'loss': 1.0})\nawait asyncio.sleep(1.5)\nprint('7 / 5' in shown[0].value)"),
     ]
     nbformat.write(v4.new_notebook(cells=cells, metadata=KERNEL), tmp_path / "n.ipynb")

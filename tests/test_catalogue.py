@@ -13,7 +13,7 @@ from evaluated import AFTER
 from sidelong import evaluated, trained
 
 from speechlab import catalogue as module
-from speechlab import evaluation, experiments
+from speechlab import evaluation, experiments, history
 from speechlab.catalogue import POINTS, Catalogue
 from speechlab.errors import InputError
 
@@ -81,7 +81,7 @@ def test_a_run_that_grows_is_followed_to_its_end_and_forgotten(tmp_path):
     run.append({"kind": "end", "step": 199, "seconds": 1.0, "best": {"step": 199, "wer": 0.001}})
     entry = known(catalogue)["a"]
     assert (entry.state, entry.dev) == ("finished", 0.001)
-    assert catalogue._runs["a"]._history is None, "what has ended stays no more than a row"
+    assert catalogue._runs["a"]._feed is None, "what has ended stays no more than a row"
     run.append({"kind": "start", "steps": 300, "epochs": 3, "resumed_from": 100, "time": time.time()})
     run.append(step_event(101, 300))
     entry = known(catalogue)["a"]
@@ -212,7 +212,7 @@ def test_words_filter_by_all_that_is_told(tmp_path):
 def test_a_long_run_is_read_piece_by_piece_also_when_it_has_ended(tmp_path, monkeypatch, end):
     make_run(tmp_path, steps=300, epochs=3, name="long", end=end)
     (whole,) = Catalogue(tmp_path).look()
-    monkeypatch.setattr(module, "AT_ONCE", 20_000)
+    monkeypatch.setattr(history, "AT_ONCE", 20_000)
     catalogue = Catalogue(tmp_path)
     steps = [catalogue.look(fresh=True)[0].step for _ in range(12)]
     assert steps[0] < 100 < steps[2] < steps[-1] == 300

@@ -99,11 +99,11 @@ def test_over_many_utterances_a_plain_alignment_pairs_words_further_apart():
 
 def test_a_loop_of_hundreds_of_words_is_quick_and_stands_at_the_end():
     said = ["one", "two", "three", "four", "five"]
-    began = time.perf_counter()
+    began = time.process_time()
     steps = confusions.align(said, said * 60)
     others = confusions.align(["zero", *said[1:]], ["zoo", "bar"] * 150)
     confusions.align(["a"] * 12_000, ["a"] * 11_999 + ["b"])  # nor does a long text cost its square
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
     assert [op for op, _, _ in steps] == ["hit"] * 5 + ["ins"] * 295
     assert next(pair for pair in others if pair[0] == "sub") == ("sub", "zero", "zoo")
 

@@ -318,6 +318,6 @@ def test_a_thousand_rows_are_a_second(tmp_path):
     """The front is quadratic; of a thousand runs that is nothing."""
     rng = np.random.default_rng(1)
     rows = pd.DataFrame(rng.random((1000, 2)), columns=["x", "y"])
-    began = time.perf_counter()
+    began = time.process_time()
     experiments.pareto(rows, "x", "y")
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1

@@ -7,7 +7,7 @@ import time
 
 import panel as pn
 import pytest
-from browser import EVIL_TEXT, on_a_page, play, pwned, settle, watch
+from browser import EVIL_TEXT, becomes, ended, on_a_page, play, pwned, settle, watch
 from bs4 import BeautifulSoup
 from heard import clips, heard
 from test_cases import run  # noqa: F401
@@ -226,8 +226,8 @@ def test_no_text_becomes_markup(cuts, tmp_path, monkeypatch):
 # --- in a browser ---
 
 AT = """([title, x, y]) => { for (const view of Bokeh.index.query(v => v.model.type == 'Figure'))
-    if (view.model.title.text.startsWith(title)) { const box = view.canvas_view.el.getBoundingClientRect();
-        return [box.x + view.frame.x_scale.compute(x), box.y + view.frame.y_scale.compute(y)]; } }"""
+    if (view.model.title.text.startsWith(title)) { const box = view.canvas_view?.el.getBoundingClientRect();
+        if (box?.width) return [box.x + view.frame.x_scale.compute(x), box.y + view.frame.y_scale.compute(y)]; } }"""
 
 
 def served(explorer: Explorer):
@@ -253,7 +253,7 @@ def titled(page, title: str | re.Pattern) -> None:
 def click_at(page, title: str, x: float, y: float, until: str) -> None:
     """Click on a place of a figure, in its own units, and wait for what is listed."""
     page.wait_for_timeout(500)  # or Bokeh takes two clicks for a double one
-    page.mouse.click(*page.evaluate(AT, [title, x, y]))
+    page.mouse.click(*page.wait_for_function(AT, arg=[title, x, y], timeout=30_000).json_value())
     titled(page, until)
 
 
@@ -275,7 +275,6 @@ def test_clicks_searches_and_likeness_in_chromium(chrome, made, cuts):
                 said, heard_ = sides
                 assert shown(page) == list(table.id[(table.said == said) & (table.heard == heard_)].unique())[:PAGE]
         page.get_by_role("button", name="Phones", exact=True).click()
-        page.wait_for_timeout(500)
         cells = made.findings.section("phones")[1].shown.data
         cell = cells[(cells.said == "TH") & (cells.heard == "F")].iloc[0]
         click_at(page, "Phones by dictionary", float(cell.x), float(cell.y), "TH → F, by pronunciations")
@@ -298,7 +297,7 @@ def test_clicks_searches_and_likeness_in_chromium(chrome, made, cuts):
         assert log.errors == []
         assert log.external == []
     finally:
-        thread.stop()
+        ended(thread)
 
 
 @pytest.mark.slow
@@ -315,7 +314,7 @@ def test_it_fits_its_window_and_reads(chrome, made, width, scheme):
         assert (page.locator(".case .heard").first.evaluate(luminance) > 0.5) == (scheme == "dark")
         assert log.external == []
     finally:
-        thread.stop()
+        ended(thread)
 
 
 @pytest.mark.slow
@@ -336,11 +335,11 @@ def test_nothing_injected_runs(chrome, cuts, tmp_path, monkeypatch):
             assert page.get_by_text("window.pwned").count() > 5 or pwned(page), "the text itself is to be read"
             page.get_by_placeholder("said > heard").fill(EVIL_TEXT)
             page.keyboard.press("Enter")
-            page.wait_for_timeout(1000)
+            assert becomes(lambda: pwned(page) or page.locator("h3").filter(has_text="window.pwned").count())
             assert log.external == []
             return pwned(page)
         finally:
-            thread.stop()
+            ended(thread)
 
     assert not visit()
     monkeypatch.setattr(text, "escape", str)  # negative control

@@ -76,12 +76,12 @@ def test_all_who_look_at_a_run_share_one_reading(tmp_path):
     assert Feed.of(Run(run.path)) is feed
     version = feed.look()
     assert version == 1 and feed.since(0) is None, "who comes draws all"
-    assert len(feed.since(version)) == 0
+    assert feed.since(version)["step"] == []
     for step in (21, 22):
         run.append(step_event(step))
         feed.look()
-    assert list(feed.since(version).step) == [21, 22]
-    assert list(feed.since(version + 1).step) == [22]
+    assert feed.since(version)["step"] == [21, 22]
+    assert feed.since(version + 1)["step"] == [22]
     run.append(start(resumed_from=10))
     feed.look()
     assert feed.since(version + 1) is None, "steps were taken back"
@@ -98,6 +98,36 @@ def test_a_run_that_was_made_anew_has_a_feed_of_its_own(tmp_path):
     run.path.rename(tmp_path / "away")
     again = make_run(tmp_path, steps=3, epochs=1, name=run.id)
     assert Feed.of(again) is not feed
+
+
+def test_a_file_of_events_that_is_another_is_read_anew(tmp_path):
+    run = make_run(tmp_path, steps=30, epochs=1, end=False)
+    feed = Feed(run)
+    version = feed.look()
+    other = make_run(tmp_path / "other", steps=40, epochs=1, end=False)
+    (other.path / "events.jsonl").replace(run.path / "events.jsonl")
+    feed.look()
+    assert (feed.history.step, feed.history.clips) == (40, 40 * 30), "nothing of the first file is counted"
+    assert feed.since(version) is None, "who looks draws afresh"
+
+
+def test_a_file_of_events_that_lost_its_end_is_counted_once(tmp_path):
+    run = make_run(tmp_path, steps=30, epochs=1, end=False)
+    file = run.path / "events.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole + b'{"kind": "st')
+    feed = Feed(run)
+    feed.look()
+    file.write_bytes(whole)
+    feed.look()
+    assert (feed.history.step, feed.history.clips) == (30, 30 * 30)
+
+
+@pytest.mark.parametrize("nonsense", [float("nan"), float("inf"), "x", None, True])
+def test_what_is_no_number_counts_nothing(nonsense):
+    history = History()
+    history.add([start(), step_event(1), {**step_event(2), "clips": nonsense, "step_seconds": nonsense}])
+    assert (history.clips, history.seconds) == (30, step_event(1)["step_seconds"])
 
 
 def test_a_text_that_all_show_is_made_once_until_its_sign_changes(tmp_path):

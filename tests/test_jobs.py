@@ -8,11 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from browser import becomes
 from test_cli import speechlab
 from test_cluster import make
 
@@ -67,10 +67,7 @@ def states(queue: Queue) -> dict[str, str]:
 
 
 def until(true, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    assert becomes(true, seconds)
 
 
 def ready(run: Run) -> None:

@@ -13,7 +13,7 @@ import param
 import pytest
 import torch
 from bokeh.models import ColumnDataSource
-from browser import EVIL, EVIL_TEXT, canvas_pixels, chromium, on_a_page, play, watch
+from browser import EVIL, EVIL_TEXT, becomes, canvas_pixels, chromium, ended, on_a_page, play, watch
 from bs4 import BeautifulSoup
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -263,9 +263,10 @@ def test_a_slider_works_in_a_browser(wave):
             for _ in range(3):
                 shown.keyboard.press("ArrowRight")
             shown.get_by_text("factor 1.25").wait_for(timeout=30_000)
+            assert becomes(lambda: [canvas_pixels(shown, i) for i in range(count)] != before)
             shown.wait_for_timeout(500)
             after = [canvas_pixels(shown, i) for i in range(count)]
             assert sum(b != a for b, a in zip(before, after, strict=True)) == 1  # the changed spectrogram alone is painted anew
             assert [e for e in log.errors if "favicon" not in e] == [] and log.external == []
     finally:
-        server.stop()
+        ended(server)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import http.client
 import re
-import socket
 import ssl
 import subprocess
 import threading
@@ -16,7 +15,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import pytest
 from bokeh.util.token import generate_jwt_token, generate_session_id
-from browser import free_port, make_run, watch
+from browser import answers, ended, free_port, make_run, watch
 from tornado.web import create_signed_value
 from visits import cookie, cut_off, sent, session, shaken, token, tried
 
@@ -45,13 +44,8 @@ class Lab:
     def serve(self, terms: Terms | None = None, port: int = 0):
         port = port or self.port
         thread = app.serve(self.root, port=port, threaded=True, terms=terms or Terms(users=self.users.path))
-        for _ in range(200):
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                return thread
-            except OSError:
-                time.sleep(0.05)
-        raise AssertionError("no server")
+        answers(port)
+        return thread
 
     def cookie(self, name: str) -> str:
         return cookie(self.url, name, WORDS[name])
@@ -70,8 +64,7 @@ def lab(tmp_path_factory):
     users.COST, users._NOBODY = (10, 8, 1), []  # what a check costs is test_users.py's
     made = Lab(tmp_path_factory.mktemp("lab"))
     yield made
-    for thread in made.threads:
-        thread.stop()
+    ended(*made.threads)
     login._open.clear()
     users.COST, users._NOBODY = cost, nobody
 
@@ -263,12 +256,11 @@ def test_a_server_that_starts_anew_keeps_people_logged_in(lab, tmp_path):
     try:
         assert not again.opens(given), "another port is another server"
         moved = f"speechlab-{port}=" + cookie(again.url, "ann", WORDS["ann"]).partition("=")[2]
-        thread.stop()
-        thread.join(20)
+        ended(thread)
         thread = again.serve()
         assert again.opens(moved)
     finally:
-        thread.stop()
+        ended(thread)
 
 
 # -- the form ------------------------------------------------------------------------------------------------
@@ -394,7 +386,7 @@ def test_over_tls_the_cookie_is_for_tls_alone(lab, tmp_path):
         with pytest.raises((OSError, http.client.HTTPException)):
             sent(f"http://127.0.0.1:{port}/", "/login")
     finally:
-        thread.stop()
+        ended(thread)
 
 
 def test_behind_a_proxy_each_address_waits_for_itself_and_names_are_exact(lab):
@@ -415,7 +407,7 @@ def test_behind_a_proxy_each_address_waits_for_itself_and_names_are_exact(lab):
         assert shaken(url, "/", given, Cookie=mine, **here) == 101, "control"
         assert shaken(url, "/", given, Cookie=mine, Host="lab.example.org", Origin="http://lab.example.org") == 403
     finally:
-        thread.stop()
+        ended(thread)
 
 
 # -- by OAuth ------------------------------------------------------------------------------------------------
@@ -510,7 +502,7 @@ def test_who_the_service_names_comes_in_as_the_file_says(lab, service, monkeypat
             assert back(*begun(next))[1]["location"] == "/", next
         assert tried(url, "ann", WORDS["ann"])[0] in (403, 405), "passwords are not asked for"
     finally:
-        thread.stop()
+        ended(thread)
 
 
 # -- in Chromium ---------------------------------------------------------------------------------------------

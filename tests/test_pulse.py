@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import panel as pn
 import pytest
+from browser import becomes
 
 from speechlab import pulse
 
@@ -28,10 +29,7 @@ class Page:
 
 
 def wait(until, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not until() and time.monotonic() < end:
-        time.sleep(0.01)
-    assert until()
+    assert becomes(until, seconds)
 
 
 @pytest.fixture

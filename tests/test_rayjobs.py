@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from browser import free_port
+from browser import answers, becomes, free_port
 from test_cluster import make
 
 from speechlab import rayjobs
@@ -41,10 +40,22 @@ def head():
     )
     try:
         assert process.stdout.readline().strip() == "up"
-        yield f"http://127.0.0.1:{port}"
+        address = f"http://127.0.0.1:{port}"
+        assert becomes(lambda: takes(address), 120), "its agent did not come"
+        yield address
     finally:
         process.stdin.close()
         process.wait(60)
+
+
+def takes(address: str) -> bool:
+    """Whether the agent that starts jobs is there: on a busy machine it comes long after the cluster is up."""
+    try:
+        return bool(rayjobs._asked(address, lambda client: client.submit_job(entrypoint="true")))
+    except InputError as e:
+        if "No available agent" not in str(e):
+            raise
+        return False
 
 
 def until(address: str, submission: str, *wanted: str, seconds: float = 240) -> str:
@@ -73,10 +84,7 @@ def test_a_run_is_driven_by_the_cluster_it_is_sent_to(tmp_path, head, prompts, m
 def test_a_job_that_is_stopped_leaves_a_run_that_goes_on(tmp_path, head, prompts):
     run = make(tmp_path, "cluster.workers=0", rayjobs.OVERRIDE, "training.epochs=4000")
     submission = rayjobs.submit(run, head, "ann")
-    deadline = time.monotonic() + 240
-    while not any(e["kind"] == "step" for e in run.events()):
-        assert time.monotonic() < deadline, rayjobs.log(head, submission)
-        time.sleep(0.2)
+    assert becomes(lambda: any(e["kind"] == "step" for e in run.events()), 240), rayjobs.log(head, submission)
     rayjobs.stop(head, submission)
     assert until(head, submission, *rayjobs.OVER) == "STOPPED"
     assert run.state in ("stopped", "interrupted")
@@ -95,11 +103,7 @@ def test_a_server_that_is_no_cluster_s_is_an_input_error(tmp_path):
     words = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)]
     server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
+        answers(port)
         with pytest.raises(InputError, match="does not take the job"):
             rayjobs.state(f"http://127.0.0.1:{port}", "x")
     finally:

@@ -178,8 +178,11 @@ class Visitor:
         self._socket: Any = await websocket_connect(request, subprotocols=["bokeh", token_in(got.body.decode())], max_message_size=1 << 28)
         assert await self._socket.read_message() is not None, "no acknowledgement"
         self._reading = asyncio.create_task(self._read())
-        for part in ({"msgid": "1", "msgtype": "PULL-DOC-REQ"}, {}, {}):  # as a page asks for what it shows
-            await self._socket.write_message(json.dumps(part))
+        event = {"type": "event", "name": "document_ready", "values": {"type": "map"}}
+        ready = {"events": [{"kind": "MessageSent", "msg_type": "bokeh_event", "msg_data": event}]}
+        for i, (kind, content) in enumerate({"PULL-DOC-REQ": {}, "PATCH-DOC": ready}.items()):  # as a page asks, and then says it is there
+            for part in ({"msgid": str(i), "msgtype": kind}, {}, content):
+                await self._socket.write_message(json.dumps(part))
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -62,14 +62,15 @@ def decimate(table: pd.DataFrame, limit: int = 2000, x: str = "step") -> pd.Data
     bins = (limit - 2) // (2 * len(columns))
     at = table[x].to_numpy(float)
     stretch = np.minimum((bins * (at - at[0]) / max(at[-1] - at[0], 1e-12)).astype(int), bins - 1)
-    numbered = table.reset_index(drop=True)
-    groups = numbered[columns].groupby(stretch)
+    firsts = np.flatnonzero(np.diff(stretch, prepend=-1))
+    values = table[columns].to_numpy(float)
+    missing = np.isnan(values)
     # NaN neither wins nor hides a peak: a stretch of nothing but NaN keeps its first row
-    lows = numbered[columns].fillna(np.inf).groupby(stretch).idxmin()
-    highs = numbered[columns].fillna(-np.inf).groupby(stretch).idxmax()
-    assert len(groups) <= bins
-    keep = np.unique(np.concatenate([[0, len(table) - 1], lows.to_numpy().ravel(), highs.to_numpy().ravel()]))
-    return numbered.iloc[keep].reset_index(drop=True)
+    lows, highs = np.where(missing, np.inf, values), np.where(missing, -np.inf, values)
+    keep = [np.array([0, len(table) - 1])]
+    for first, end in zip(firsts, [*firsts[1:], len(table)], strict=True):
+        keep += [first + lows[first:end].argmin(0), first + highs[first:end].argmax(0)]
+    return table.iloc[np.unique(np.concatenate(keep))].reset_index(drop=True)
 
 
 def grid(*figures: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import holoviews as hv
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from speechlab.plots.style import COLOURS, GREY, finish, need
@@ -38,25 +39,34 @@ def curves(steps: pd.DataFrame, smoothed: float | None = None) -> pd.DataFrame:
         second), padding (% of what the encoder was fed that is not speech), wait (% of the step's time
         spent waiting for input), memory (GB).
     """
-    raw = steps.reindex(columns=list(STEP_COLUMNS)).apply(pd.to_numeric, errors="coerce").astype(float).dropna(subset=["step"])
-    seconds = raw.step_seconds.where(raw.step_seconds > 0)
-    padded = raw.padded_seconds.where(raw.padded_seconds > 0)
-    before = pd.Series([] if smoothed is None else [smoothed], dtype=float)
-    average = pd.concat([before, raw.loss]).ewm(alpha=SMOOTHING, adjust=False, ignore_na=True).mean()
+    raw = {name: _numbers(steps, name) for name in STEP_COLUMNS}
+    there = ~np.isnan(raw["step"])
+    raw = {name: values[there] for name, values in raw.items()}
+    seconds, padded = (np.where(raw[name] > 0, raw[name], np.nan) for name in ("step_seconds", "padded_seconds"))
+    before = [] if smoothed is None else [smoothed]
+    average = pd.Series([*before, *raw["loss"]], dtype=float).ewm(alpha=SMOOTHING, adjust=False, ignore_na=True).mean()
     return pd.DataFrame(
         {
-            "step": raw.step,
-            "epoch": raw.epoch,
-            "loss": raw.loss,
-            "smoothed": average.iloc[len(before) :],
-            "lr": raw.lr,
-            "grad_norm": raw.grad_norm,
-            "speed": raw.audio_seconds / seconds,
-            "padding": 100 * (1 - raw.audio_seconds / padded),
-            "wait": 100 * raw.wait_seconds / seconds,
-            "memory": raw.memory_bytes / 1e9,
+            "step": raw["step"],
+            "epoch": raw["epoch"],
+            "loss": raw["loss"],
+            "smoothed": average.to_numpy()[len(before) :],
+            "lr": raw["lr"],
+            "grad_norm": raw["grad_norm"],
+            "speed": raw["audio_seconds"] / seconds,
+            "padding": 100 * (1 - raw["audio_seconds"] / padded),
+            "wait": 100 * raw["wait_seconds"] / seconds,
+            "memory": raw["memory_bytes"] / 1e9,
         }
-    ).reset_index(drop=True)
+    )
+
+
+def _numbers(steps: pd.DataFrame, name: str) -> npt.NDArray[np.float64]:
+    """A column as numbers, in arrays as a live board has a step at a time, for which frames would take ten times as long."""
+    if name not in steps:
+        return np.full(len(steps), np.nan)
+    values: npt.NDArray[np.float64] = pd.to_numeric(steps[name], errors="coerce").to_numpy(float)
+    return values
 
 
 def loss(table: pd.DataFrame) -> hv.Overlay:
