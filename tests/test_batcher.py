@@ -49,9 +49,9 @@ def asked(batcher, id, wave_N, name="m", **how):
 
 
 def all_of(coming):
-    found = [coming.get(timeout=20)]
+    found = [coming.get(timeout=120)]
     while isinstance(found[-1], passages.Passage):
-        found.append(coming.get(timeout=20))
+        found.append(coming.get(timeout=120))
     return found
 
 

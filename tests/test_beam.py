@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -395,15 +394,3 @@ def test_emissions_that_are_of_another_vocabulary_or_no_numbers(letters):
         search.decode(np.array([[0, 0, np.nan, 0]], np.float32), ALONE)
     with pytest.raises(InputError, match=r"no word score(.|\n)*word_score 1(.|\n)*with a lexicon"):
         search.decode(np.zeros((2, 4), np.float32), Search(word_score=1.0))
-
-
-# --- speed ---
-
-
-@pytest.mark.slow
-def test_a_slider_can_follow(alphabet, word_model, misheard):
-    search = Beam(alphabet, word_model)
-    began = time.process_time()
-    for _, log_probs_FV in misheard:
-        search.decode(log_probs_FV, Search(lm_weight=1.5))
-    assert (time.process_time() - began) / len(misheard) < 0.03  # seconds a clip; 0.003 when written

@@ -79,14 +79,11 @@ def test_the_callback_stops_when_all_is_read(tmp_path):
     assert callback.stopped == 1
 
 
-def test_a_long_run_opens_quickly(tmp_path):
+def test_of_a_long_run_no_more_is_drawn_than_can_be_seen(tmp_path):
     run = make_run(tmp_path, steps=10_000, epochs=10)
     view = _View(run)
-    began = time.perf_counter()
     view.tick()
-    seconds = time.perf_counter() - began
-    print(f"10,000 steps read and drawn in {seconds:.2f} s")
-    assert seconds < 5
+    assert view._source.data["step"][-1] == 10_000
     assert len(view._source.data["step"]) <= MOST_POINTS
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import time
 
 import nbformat
-import numpy as np
 import pandas as pd
 import pytest
 from browser import EVIL
@@ -312,12 +310,3 @@ def test_hostile_names_are_shown_and_not_obeyed(folder):
     assert live_markup(page) == [] and "[U+202E]" in page
     code, said = shell("runs")
     assert code == 0 and "[red]x" in said and "[U+001B][31mred" in said and "\x1b[31m" not in said and "\u202e" not in said
-
-
-def test_a_thousand_rows_are_a_second(tmp_path):
-    """The front is quadratic; of a thousand runs that is nothing."""
-    rng = np.random.default_rng(1)
-    rows = pd.DataFrame(rng.random((1000, 2)), columns=["x", "y"])
-    began = time.process_time()
-    experiments.pareto(rows, "x", "y")
-    assert time.process_time() - began < 1

@@ -51,7 +51,7 @@ def long_of(spoken, times):
     return np.concatenate([part for wave, _ in spoken * times for part in (wave, np.zeros(2 * SAMPLE_RATE, np.float32))])
 
 
-async def until(true, seconds=30.0):
+async def until(true, seconds=120.0):
     began = time.monotonic()
     while not true():
         assert time.monotonic() - began < seconds
