@@ -46,7 +46,7 @@ nav :focus-visible { outline: 2px solid; outline-offset: 1px; }
 """
 FORM_CSS = """
 form { display: flex; flex-wrap: wrap; gap: .5em 1em; align-items: end; margin: .5em 0; }
-form label { display: grid; gap: .15em; font-size: .9em; max-width: 100%; min-width: 0; }
+form label { display: grid; grid-template-columns: minmax(0, auto); gap: .15em; font-size: .9em; max-width: 100%; }
 select, form button { font: inherit; color: inherit; background: Field; color: FieldText; border: 1px solid #8888; border-radius: .3em;
   padding: .35em .5em; max-width: 100%; }
 form button { cursor: pointer; background: #0072b2; color: white; border-color: #0072b2; padding: .4em 1.1em; }

@@ -559,6 +559,16 @@ def test_every_page_fits_its_window_and_reads(chrome, served, runs, width, schem
         page.context.close()
 
 
+@pytest.mark.slow
+def test_a_long_name_stays_within_a_narrow_window(chrome, served, tmp_path):
+    make_run(tmp_path, name="whisper-tiny.en-of-a-very-long-name-" + "9" * 60)
+    page, _ = opened(chrome, served(tmp_path) + "run", viewport={"width": 390, "height": 800})
+    choice = page.locator("select")
+    choice.wait_for(timeout=60_000)
+    box = choice.bounding_box()
+    assert box["x"] + box["width"] <= 390
+
+
 def test_a_button_that_is_gone_and_a_column_more_are_told(chrome):
     """Control of the comparison of outlines."""
     page = chrome.new_page()
