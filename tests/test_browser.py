@@ -249,7 +249,7 @@ def test_the_report_answers_the_mouse(offline):
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.locator(".bk-Tooltip").get_by_text("smoothed").first.wait_for(timeout=5000)
+    page.locator(".bk-Tooltip").get_by_text("smoothed").first.wait_for(timeout=30_000)
 
 
 def test_nothing_injected_runs_in_the_report(offline):
