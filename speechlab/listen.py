@@ -227,7 +227,7 @@ class _Card:
         self.slider = None
         if live and len(effect.strengths) > 1:
             options = {f"{strength:g} {effect.unit}".strip(): strength for strength in effect.strengths}
-            self.slider = pn.widgets.DiscreteSlider(name=effect.parameter, options=options, value=effect.usual, width=320)
+            self.slider = pn.widgets.DiscreteSlider(label=effect.parameter, options=options, value=effect.usual, width=320)
             pn.bind(self.show, self.slider.param.value_throttled, watch=True)
             parts.append(self.slider)
         self.layout = pn.Column(

@@ -65,10 +65,10 @@ class _Desk:
         parts: list[Any] = [pn.pane.Bokeh(figure, sizing_mode="stretch_width", margin=0)]
         if live:
             self.weight = pn.widgets.FloatSlider(
-                name="weight of the language model", start=0.0, end=8.0, step=0.25, value=float(first.lm_weight)
+                label="weight of the language model", start=0.0, end=8.0, step=0.25, value=float(first.lm_weight)
             )
-            self.score = pn.widgets.FloatSlider(name="word score", start=-6.0, end=6.0, step=0.5, value=float(first.word_score))
-            self.beams = pn.widgets.DiscreteSlider(name="beam", options=BEAMS, value=50)
+            self.score = pn.widgets.FloatSlider(label="word score", start=-6.0, end=6.0, step=0.5, value=float(first.word_score))
+            self.beams = pn.widgets.DiscreteSlider(label="beam", options=BEAMS, value=50)
             sliders = [self.weight, *([self.score] if mixer.beam.spells else []), self.beams]
             parts.append(pn.FlexBox(*sliders))
             weights = (self.weight.param.value_throttled, self.score.param.value_throttled, self.beams.param.value_throttled)

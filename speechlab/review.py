@@ -130,15 +130,15 @@ class _Desk:
 
     def __init__(self, review: Review) -> None:
         self._review, self._rules, self._at = review, review.rules, 0
-        self._text = pn.widgets.TextInput(name="what is said", sizing_mode="stretch_width")
+        self._text = pn.widgets.TextInput(label="what is said", sizing_mode="stretch_width")
         self._view = pn.widgets.StaticText(value="", stylesheets=[REVIEW_CSS], sizing_mode="stretch_width")
         buttons = []
         for verdict, kind in (("accept", "success"), ("fix", "primary"), ("drop", "danger")):
-            button = pn.widgets.Button(name=verdict, button_type=kind, width=90)
+            button = pn.widgets.Button(label=verdict, button_type=kind, width=90)
             button.on_click(lambda _, verdict=verdict: self.decide(verdict))
             buttons.append(button)
         for name, by in (("◀", -1), ("▶", 1)):
-            button = pn.widgets.Button(name=name, width=45)
+            button = pn.widgets.Button(label=name, width=45)
             button.on_click(lambda _, by=by: self.show(self._at + by))
             buttons.append(button)
         decided = decisions.read(review.path)

@@ -84,7 +84,9 @@ class Shelf(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
     def __panel__(self) -> pn.viewable.Viewable:
         view = _View(self)
         view.tick()
-        pulse.follow(view.tick, view.sign)
+        echo = pulse.Echo()
+        pulse.follow(view.tick, view.sign, echo)
+        view.layout.append(echo.place)
         return view.layout
 
 

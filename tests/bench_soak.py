@@ -4,9 +4,8 @@
 
 The server is a process of its own, started as ``speechlab dashboard`` does. Cycles: a visitor opens Runs or a run's page, gets it whole
 and leaves; Bokeh lets a session go some 15 s after that, so what is measured is measured once the last is gone. Hours: an event a second,
-which Chromium watches on a run's page; simulated, that is every :data:`PACE` seconds, and the server looks every :data:`LOOK`, as often as
-Chromium can draw without a GPU: at each event it would fall behind for good. Memory is the server's resident set and the page's JavaScript
-heap after a collection.
+which Chromium watches on a run's page; simulated, that is every :data:`PACE` seconds, faster than Chromium draws without a GPU, and as
+often the server looks. Memory is the server's resident set and the page's JavaScript heap after a collection.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ import time
 from pathlib import Path
 
 import psutil
-from bench_app import SHOWN, wait_for
-from browser import chromium, free_port, make_run, step_event
+from bench_app import SHOWN
+from browser import answers, chromium, free_port, make_run, step_event
 from visits import visit
 
-PACE, LOOK = 0.022, 0.25  # seconds between two events, and between two looks
+PACE = 0.022  # seconds between two events, and between two looks
 LINGER = 40  # seconds until the last session is let go
 TOGETHER = 5
-SERVER = "import sys; from speechlab import app, pulse; pulse.PERIOD = {look}; app.serve({root!r}, port={port})"
+SERVER = "from speechlab import app, pulse; pulse.PERIOD, pulse.ASK = {pace}, 8 * {pace}; app.serve({root!r}, port={port})"
 
 
 def main() -> None:
@@ -39,9 +38,9 @@ def main() -> None:
         runs = [make_run(root, steps=2000, epochs=10, name=f"run-{i}", end=i != 0) for i in range(3)]
         for measure in (lambda url, pid: cycles(url, pid, asked.cycles), lambda url, pid: hours(url, pid, runs[0], asked.hours)):
             port = free_port()
-            server = subprocess.Popen([sys.executable, "-c", SERVER.format(look=LOOK, root=folder, port=port)], stderr=subprocess.DEVNULL)
+            server = subprocess.Popen([sys.executable, "-c", SERVER.format(pace=PACE, root=folder, port=port)], stderr=subprocess.DEVNULL)
             try:
-                wait_for(port)
+                answers(port, 60)
                 measure(f"http://127.0.0.1:{port}/", server.pid)
             finally:
                 server.terminate()

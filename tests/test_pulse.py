@@ -33,6 +33,11 @@ def wait(until, seconds=10.0):
 
 
 @pytest.fixture
+def echo():
+    return pulse.Echo()
+
+
+@pytest.fixture
 def page(monkeypatch):
     found = Page()
     monkeypatch.setattr(pulse, "PERIOD", 0.02)
@@ -117,6 +122,36 @@ def test_a_sign_that_cannot_be_had_wakes_once_and_holds_up_nobody(page):
     assert sorted(ticks) == ["broken", "well"]
     time.sleep(0.1)
     assert not page.turns, "the same error is no news"
+
+
+def test_a_browser_that_does_not_keep_up_is_waited_for(echo, page, monkeypatch):
+    monkeypatch.setattr(pulse, "ASK", 0.0)
+    monkeypatch.setattr(pulse, "PATIENCE", 3600.0)
+    monkeypatch.setattr(type(pn.state), "loaded", True)
+    ticks, (asked, answered) = [], echo.place
+    pulse.follow(lambda: ticks.append(1), lambda: object(), echo)  # there is news each time
+    wait(lambda: page.turns)
+    page.turns.pop()()
+    assert asked.value == 1 and echo.late
+    time.sleep(0.2)
+    assert ticks == [1] and not page.turns
+    answered.value = asked.value  # as the browser does
+    wait(lambda: page.turns)
+    page.turns.pop()()
+    assert ticks == [1, 1]
+    monkeypatch.setattr(pulse, "PATIENCE", 0.0)
+    wait(lambda: page.turns)  # nothing is stopped for good by an answer that is lost
+
+
+def test_a_page_that_is_not_open_yet_is_not_asked(echo, page, monkeypatch):
+    """It would read the question as part of itself and give no answer."""
+    ticks = []
+    monkeypatch.setattr(type(pn.state), "loaded", False)
+    pulse.follow(lambda: ticks.append(1), lambda: object(), echo)
+    for _ in range(2):
+        wait(lambda: page.turns)
+        page.turns.pop()()
+    assert echo.place[0].value == 0 and len(ticks) == 2
 
 
 def test_a_page_that_is_left_while_it_is_looked_at_holds_up_no_other(page, monkeypatch):

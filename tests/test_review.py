@@ -34,7 +34,7 @@ def doubted(prompts, tmp_path):
 
 def parts(desk):
     view, text, buttons = desk.objects
-    return view, text, {b.name: b for b in buttons}
+    return view, text, {b.label: b for b in buttons}
 
 
 def test_clicks_become_lines_in_the_users_file(doubted):

@@ -17,6 +17,8 @@ from browser import answers, chromium, free_port, make_run, step_event, watch
 from test_app import says, served  # noqa: F401 - a fixture
 from visits import visit
 
+from speechlab import pulse
+
 SESSIONS = 50
 
 
@@ -67,16 +69,43 @@ def test_what_an_event_changes_on_a_page_is_one_message(served, tmp_path):  # no
         (visitor,) = visitors
         await visitor.sees("20 / 20")
         await asyncio.sleep(2)  # the page may have more to say of itself
-        before, said = visitor.messages, len(visitor.said)
+        said = len(visitor.said)
         run.append(step_event(21, 30))
         await visitor.sees("21 / ")
         await asyncio.sleep(2)
-        return visitor.messages - before, visitor.said[said:]
+        return visitor.said[said:]
 
     with ThreadPoolExecutor(1) as apart:
-        parts, said = apart.submit(visit, [url], together).result()
-    assert said.count("ColumnsStreamed") == said.count("21 / ") == 1
-    assert parts == 3, "header, metadata and content of one message"
+        said = apart.submit(visit, [url], together).result()
+    assert said.count("ColumnsStreamed") == said.count("21 / ") == said.count("PATCH-DOC") == 1
+
+
+@pytest.mark.slow
+def test_a_page_that_does_not_keep_up_is_not_sent_more_than_it_draws(served, tmp_path, monkeypatch):  # noqa: F811
+    """Its script is held up for as long as events come; then it sees the newest."""
+    monkeypatch.setattr(pulse, "ASK", 0.0)
+    run = make_run(tmp_path, steps=20, name="one", end=False)
+    url = f"{served(tmp_path)}run?run=one"
+
+    def sent(browser, step: int) -> int:
+        page, frames = browser.new_page(), []
+        page.on("websocket", lambda socket: socket.on("framereceived", lambda frame: frames.append(frame)))
+        page.goto(url)
+        says(page, f"{step} / ")
+        page.wait_for_timeout(3000)
+        before = len(frames)
+        page.evaluate("setTimeout(() => { const end = Date.now() + 8000; while (Date.now() < end); })")
+        for i in range(step + 1, step + 33):
+            run.append(step_event(i, 100))
+            time.sleep(0.25)
+        says(page, f"{step + 32} / ")
+        page.close()
+        return sum("ColumnsStreamed" in str(frame) for frame in frames[before:])
+
+    with chromium() as browser:
+        assert 1 <= sent(browser, 20) <= 4
+        monkeypatch.setattr(pulse.Echo, "late", False)
+        assert sent(browser, 52) > 4, "control"
 
 
 def start(path: Path, port: int, told: int | IO[str] = subprocess.DEVNULL) -> subprocess.Popen:

@@ -161,14 +161,16 @@ class Visitor:
 
     Args:
         url: Of the page.
+        answers: Whether to say that one keeps up, as a browser does (:class:`speechlab.pulse.Echo`).
 
     Attributes:
         said: All that the server has sent, as one text.
         messages: How many messages that were.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url, self.said, self.messages = url, "", 0
+    def __init__(self, url: str, answers: bool = True) -> None:
+        self.url, self.answers, self.said, self.messages = url, answers, "", 0
+        self._echoes: dict[str, str] = {}  # by the id of what asks, that of what answers
 
     async def __aenter__(self) -> Visitor:
         got = await AsyncHTTPClient().fetch(self.url, request_timeout=120, connect_timeout=120)
@@ -194,6 +196,19 @@ class Visitor:
             self.messages += 1
             if isinstance(message, str):
                 self.said += message
+                if self.answers:
+                    await self._answer(message)
+
+    async def _answer(self, message: str) -> None:
+        if '"title":"asked"' in message:
+            found = list(_titled(json.loads(message)))
+            asked, answered = ([id for title, id in found if title == wanted] for wanted in ("asked", "answered"))
+            self._echoes |= dict(zip(asked, answered, strict=True))
+        for model, value in re.findall(r'"kind":"ModelChanged","model":\{"id":"([^"]+)"\},"attr":"value","new":(\d+)', message):
+            if model in self._echoes:
+                change = {"kind": "ModelChanged", "model": {"id": self._echoes[model]}, "attr": "value", "new": int(value)}
+                for part in ({"msgid": f"answer {value}", "msgtype": "PATCH-DOC"}, {}, {"events": [change]}):
+                    await self._socket.write_message(json.dumps(part))
 
     async def sees(self, words: str, patience: float = 60.0) -> None:
         """Wait until the server has sent some words."""
@@ -202,18 +217,28 @@ class Visitor:
                 await asyncio.sleep(0.02)
 
 
-def visit(urls: list[str], together: Any) -> Any:
+def _titled(part: Any) -> Iterator[tuple[str, str]]:
+    """Titles and ids of all models in a message that have a title."""
+    if isinstance(part, dict) and "title" in part.get("attributes", {}):
+        yield part["attributes"]["title"], part["id"]
+    if isinstance(part, dict | list):
+        for child in part.values() if isinstance(part, dict) else part:
+            yield from _titled(child)
+
+
+def visit(urls: list[str], together: Any, answers: bool = True) -> Any:
     """Open pages at once and do something with their visitors.
 
     Args:
         urls: Of the pages.
         together: An async function of the list of visitors.
+        answers: Whether they say that they keep up.
     """
 
     async def all_() -> Any:
         AsyncHTTPClient.configure(None, max_clients=len(urls) + 1)
         async with AsyncExitStack() as stack:
-            visitors = await asyncio.gather(*(stack.enter_async_context(Visitor(url)) for url in urls))
+            visitors = await asyncio.gather(*(stack.enter_async_context(Visitor(url, answers)) for url in urls))
             return await together(visitors)
 
     return asyncio.run(all_())
