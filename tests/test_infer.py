@@ -454,10 +454,8 @@ def test_a_command_that_was_killed_goes_on(prompts, small_whisper, tmp_path):
     sets = [part for each in how for part in ("--set", each)]
     command = [sys.executable, "-c", code, "evaluate", str(small_whisper), "--workers", "2", "--out", str(out), *sets]
     first = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    began = time.monotonic()
     while len(list(out.glob("parts/*--silence/*/0*.json"))) < 2:
         assert first.poll() is None
-        assert time.monotonic() - began < 200
         time.sleep(0.02)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()

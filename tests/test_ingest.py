@@ -116,10 +116,8 @@ settings = corpus_section(name="own", root={str(folder)!r})
 ingest.ingest(settings, corpora.entries(settings)[0], Path({str(out)!r}), block=10)
 """]  # fmt: skip
     first = subprocess.Popen(command, start_new_session=True)
-    began = time.monotonic()
     while not list(out.glob("entries/*.findings.jsonl")):
         assert first.poll() is None
-        assert time.monotonic() - began < 120
         time.sleep(0.02)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
@@ -128,7 +126,7 @@ ingest.ingest(settings, corpora.entries(settings)[0], Path({str(out)!r}), block=
     assert not (out / shards.LISTING).exists()
     with pytest.raises(InputError, match="goes on where it stopped"):
         corpora.prepare("shards", root=out)
-    subprocess.run(command, check=True, timeout=200)
+    subprocess.run(command, check=True)
     assert {name: (out / "entries" / name).stat().st_mtime_ns for name in done} == done  # what was done is not done again
     assert [(out / n).read_bytes() == (ingested / n).read_bytes() for n in ("findings.jsonl",)] == [True]
     assert corpora.prepare("shards", root=out).manifest_sha256 == corpora.prepare("shards", root=ingested).manifest_sha256

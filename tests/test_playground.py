@@ -136,7 +136,7 @@ def test_the_microphone_is_heard_by_two_models_unnamed(page, clip):
     page.get_by_label("beside it").select_option("openai/whisper-tiny.en")
     page.get_by_role("checkbox", name=re.compile("blind")).check()
     page.get_by_role("button", name="Record", exact=True).click()
-    page.get_by_text("recording").wait_for(timeout=30_000)
+    page.get_by_text("recording …", exact=True).wait_for(timeout=30_000)
     page.wait_for_timeout(round(1000 * len(wave_N) / SAMPLE_RATE) + 1500)
     page.get_by_role("button", name="Stop").click()
     texts = heard(page, 2)
