@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -20,7 +20,7 @@ from bokeh.document.events import MessageSentEvent
 from bokeh.events import ButtonClick
 from bokeh.util.token import get_session_id
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest
-from tornado.websocket import websocket_connect
+from tornado.websocket import WebSocketClosedError, websocket_connect
 
 Answer = tuple[int, dict[str, str], str]
 
@@ -207,8 +207,9 @@ class Visitor:
         for model, value in re.findall(r'"kind":"ModelChanged","model":\{"id":"([^"]+)"\},"attr":"value","new":(\d+)', message):
             if model in self._echoes:
                 change = {"kind": "ModelChanged", "model": {"id": self._echoes[model]}, "attr": "value", "new": int(value)}
-                for part in ({"msgid": f"answer {value}", "msgtype": "PATCH-DOC"}, {}, {"events": [change]}):
-                    await self._socket.write_message(json.dumps(part))
+                with suppress(WebSocketClosedError):  # they leave in this moment
+                    for part in ({"msgid": f"answer {value}", "msgtype": "PATCH-DOC"}, {}, {"events": [change]}):
+                        await self._socket.write_message(json.dumps(part))
 
     async def sees(self, words: str, patience: float = 60.0) -> None:
         """Wait until the server has sent some words."""
