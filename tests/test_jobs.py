@@ -66,7 +66,7 @@ def states(queue: Queue) -> dict[str, str]:
     return {job.id: job.state for job in queue.jobs()}
 
 
-def until(true, seconds: float = 20) -> None:
+def until(true, seconds: float = 60) -> None:
     assert becomes(true, seconds)
 
 

@@ -28,7 +28,7 @@ class Page:
         self.left.append(call)
 
 
-def wait(until, seconds=10.0):
+def wait(until, seconds=60.0):
     assert becomes(until, seconds)
 
 
