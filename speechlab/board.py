@@ -78,7 +78,6 @@ class Board(pn.viewable.Viewer):  # type: ignore[misc]  # panel has no types
         view = _View(self.run)
         view.tick()
         view.follow(on)
-        view.layout.append(view.echo.place)
         return view.layout
 
     def static(self) -> pn.Column:
@@ -127,7 +126,6 @@ class _View:
         panes = [Pane(figure, sizing_mode="stretch_width", margin=0) for figure in self.figures]
         grid = pn.Column(*panes, sizing_mode="stretch_width", styles=GRID)
         self.layout = pn.Column(self._header, grid, self._samples, self._log, sizing_mode="stretch_width", name="board")
-        self.echo = pulse.Echo()
         self._callback: Any = None
         self._on = False
         self._seen: Any = None
@@ -142,7 +140,9 @@ class _View:
         """Look for new events from now on, to the end or beyond it."""
         self._on = on
         if on or not self._history.ended:
-            self._callback = pulse.follow(self.tick, self._sign, self.echo)
+            echo = pulse.Echo()
+            self.layout.append(echo.place)
+            self._callback = pulse.follow(self.tick, self._sign, echo)
 
     def _sign(self) -> tuple[int, str, float]:
         """What tells whether there is something to show: news, and where the run stands without any."""

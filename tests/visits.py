@@ -157,19 +157,17 @@ def _request(cookie: str, url: str) -> Any:
 
 
 class Visitor:
-    """Somebody with a page open, inside an ``async with``.
+    """Somebody with a page open, inside an ``async with``, who keeps up and says so when asked (:class:`speechlab.pulse.Echo`).
 
     Args:
         url: Of the page.
-        answers: Whether to say that one keeps up, as a browser does (:class:`speechlab.pulse.Echo`).
 
     Attributes:
         said: All that the server has sent, as one text.
-        messages: How many messages that were.
     """
 
-    def __init__(self, url: str, answers: bool = True) -> None:
-        self.url, self.answers, self.said, self.messages = url, answers, "", 0
+    def __init__(self, url: str) -> None:
+        self.url, self.said = url, ""
         self._echoes: dict[str, str] = {}  # by the id of what asks, that of what answers
 
     async def __aenter__(self) -> Visitor:
@@ -193,11 +191,9 @@ class Visitor:
 
     async def _read(self) -> None:
         while (message := await self._socket.read_message()) is not None:
-            self.messages += 1
             if isinstance(message, str):
                 self.said += message
-                if self.answers:
-                    await self._answer(message)
+                await self._answer(message)
 
     async def _answer(self, message: str) -> None:
         if '"title":"asked"' in message:
@@ -227,19 +223,18 @@ def _titled(part: Any) -> Iterator[tuple[str, str]]:
             yield from _titled(child)
 
 
-def visit(urls: list[str], together: Any, answers: bool = True) -> Any:
+def visit(urls: list[str], together: Any) -> Any:
     """Open pages at once and do something with their visitors.
 
     Args:
         urls: Of the pages.
         together: An async function of the list of visitors.
-        answers: Whether they say that they keep up.
     """
 
     async def all_() -> Any:
         AsyncHTTPClient.configure(None, max_clients=len(urls) + 1)
         async with AsyncExitStack() as stack:
-            visitors = await asyncio.gather(*(stack.enter_async_context(Visitor(url, answers)) for url in urls))
+            visitors = await asyncio.gather(*(stack.enter_async_context(Visitor(url)) for url in urls))
             return await together(visitors)
 
     return asyncio.run(all_())
