@@ -11,11 +11,11 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import time
 from pathlib import Path
 from typing import Any
 
 import yaml
+from browser import becomes
 
 FROZEN = Path(__file__).parent / "frozen" / "pages.yaml"
 PICTURES = Path(__file__).parents[1] / "build" / "pages"
@@ -43,16 +43,15 @@ def compare(page: Any, name: str, look: str, patience: float = 30.0) -> None:
     known = yaml.safe_load(FROZEN.read_text("utf-8")) if FROZEN.exists() else {}
     freeze, narrow = os.environ.get("SPEECHLAB_FREEZE"), page.viewport_size["width"] < 860  # where tables have no heads
     expected = [line for line in known.get(name, []) if not (narrow and line.startswith("columnheader"))]
-    end = time.monotonic() + patience
-    while True:
-        found = [line for line in outline(page) if not (narrow and line.startswith("columnheader"))]
-        if found == expected or freeze or time.monotonic() > end:
-            break
-        page.wait_for_timeout(250)
+
+    def found() -> list[str]:
+        return [line for line in outline(page) if not (narrow and line.startswith("columnheader"))]
+
+    becomes(lambda: freeze or found() == expected, patience)
     PICTURES.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=PICTURES / f"{re.sub('[^a-z]+', '-', name)}-{look}.png", full_page=True)
     if freeze:
-        FROZEN.write_text(yaml.safe_dump({**known, name: found}, allow_unicode=True, width=200), "utf-8")
+        FROZEN.write_text(yaml.safe_dump({**known, name: found()}, allow_unicode=True, width=200), "utf-8")
         return
-    told = [line for line in difflib.ndiff(expected, found) if line[0] in "-+"]
+    told = [line for line in difflib.ndiff(expected, found()) if line[0] in "-+"]
     assert not told, f"{name}, {look}: " + "; ".join(told)
