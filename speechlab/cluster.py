@@ -24,7 +24,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -40,6 +40,7 @@ STARTS = 3  # attempts to start Ray here, where it was too slow
 RESIZE: Seconds = 60.0  # between two looks for machines that came, where the number of workers is elastic
 PATIENCE: Seconds = 60.0  # without machines enough, until the run says that it waits for them
 STOP_GRACE: Seconds = 60.0  # from the first Ctrl-C until the workers are ended without their consent
+FAREWELL: Seconds = 20.0  # for Ray's controller to end
 RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
     "RAY_worker_niceness": "0",  # Ray would put training behind whatever else runs here
@@ -82,11 +83,8 @@ def drive(run: Run, *, quiet: bool = True, heard: Callable[[Event], None] | None
                     _work(run.path, _alone(experiment), heard)
                 else:
                     _drive_ray(run, experiment, interrupts, quiet)
-        except InputError as e:
-            _fail(run, str(e))
-            raise
         except Exception as e:
-            _fail(run, f"{type(e).__name__}: {e}")
+            _fail(run, str(e) if isinstance(e, InputError) else f"{type(e).__name__}: {e}")
             raise
     return run.state
 
@@ -189,15 +187,17 @@ def _drive_ray(run: Run, experiment: Experiment, interrupts: list[float], quiet:
     start_ray(wanted.address, cores=2 * max(pool.cores(), wanted.workers), quiet=quiet)
     import ray
 
-    try:
+    with ExitStack() as ending:
+        ending.callback(ray.shutdown)
         share = Share.of(wanted, _machines(wanted))
         trainer = _trainer(run, wanted, share, quiet)
         outcome: dict[str, BaseException] = {}
         # in a thread, where fit() installs no signal handler of its own
-        fit = threading.Thread(target=_fit, args=(trainer, outcome), daemon=True)
+        fit = threading.Thread(target=_fit, args=(trainer, outcome), name="fit", daemon=True)
         news = run.tail()
         news.read()  # what an earlier driver left
         fit.start()
+        ending.callback(_dismiss, fit)
         enough = time.monotonic()
         while fit.is_alive():
             fit.join(0.2)
@@ -207,7 +207,7 @@ def _drive_ray(run: Run, experiment: Experiment, interrupts: list[float], quiet:
                 if event["kind"] == "start" and event["workers"] < wanted.workers:
                     run.warn(f"training with {event['workers']} of {wanted.workers} workers")
             if len(interrupts) > 1 or (interrupts and time.monotonic() - interrupts[0] > STOP_GRACE):
-                run.append({"kind": "stopped", "step": _last_step(run)})
+                run.append({"kind": "stopped", "step": next((e["step"] for e in reversed(run.events()) if e["kind"] == "step"), 0)})
                 break
             if wanted.workers_min and time.monotonic() > enough + PATIENCE:
                 if share.room(_machines(wanted)) < wanted.workers_min:  # Ray waits for ever, and says nothing
@@ -215,8 +215,21 @@ def _drive_ray(run: Run, experiment: Experiment, interrupts: list[float], quiet:
                 enough = time.monotonic()
         if "error" in outcome:
             raise TrainingFailed(_worker_error(outcome["error"]))
-    finally:
-        ray.shutdown()
+
+
+def _dismiss(fit: threading.Thread) -> None:
+    """End Ray's controller, so that ``fit`` returns: shut down under a thread that waits for it, Ray at times aborts the process."""
+    import ray
+
+    until = time.monotonic() + FAREWELL
+    with suppress(Exception):  # a cluster that is gone has no controller
+        job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+        while fit.is_alive() and time.monotonic() < until:
+            # nothing public leads to the controller: fit() keeps its handle to itself
+            for name, actor in ray._private.state.actors(job_id=job).items():
+                if actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD":
+                    ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(name), True)
+            fit.join(0.2)
 
 
 def machines(wanted: ClusterConfig) -> list[Machine]:
@@ -372,10 +385,6 @@ def _fail(run: Run, error: str) -> None:
 
 def _last_error(run: Run) -> str:
     return next((e["error"] for e in reversed(run.events()) if e["kind"] == "failure"), "")
-
-
-def _last_step(run: Run) -> int:
-    return next((e["step"] for e in reversed(run.events()) if e["kind"] == "step"), 0)
 
 
 def _worker_error(error: BaseException) -> str:

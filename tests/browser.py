@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from accessible import barriers
+from playwright.sync_api import expect
 
 from speechlab import config
 from speechlab.runs import Run
@@ -29,6 +30,8 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required",
 ]  # fmt: skip
+
+expect.set_options(timeout=30_000)  # what follows from one click may come in several messages
 
 EPOCH = time.time() + 3600  # so that a written run is not a silent one, however long the tests before take
 

@@ -20,6 +20,7 @@ import visits
 from accessible import barriers
 from browser import EVIL_TEXT, answers, becomes, ended, free_port, make_run, on_a_page, play, pwned, step_event, watch
 from heard import heard
+from playwright.sync_api import expect
 from sidelong import evaluated, trained
 from visits import sent
 
@@ -265,7 +266,7 @@ def test_an_unknown_run_is_a_page_that_says_so(chrome, served, runs, name):
     for page in ("run?run=", "errors?run=", "compare?b=first&a="):
         shown, log = opened(chrome, url + page + quote(name, safe=""))
         says(shown, "There is no such run.")
-        assert shown.get_by_role("link", name="all runs").count() == 1
+        expect(shown.get_by_role("link", name="all runs")).to_have_count(1)
         assert "Traceback" not in shown.content()
         assert not pwned(shown)
         assert log.errors == []
@@ -379,7 +380,7 @@ def test_every_page_is_reached_by_keyboard_and_marked(chrome, served, runs):
 def test_runs_grow_break_vanish_and_appear_on_the_open_page(chrome, served, runs):
     page, log = opened(chrome, served(runs))
     says(page, "4 runs: 1 running, 2 finished, 1 broken")
-    assert page.locator(".run .name").first.inner_text() == "live"
+    expect(page.locator(".run .name").first).to_have_text("live")
     says(page, "YAML")
     says(page, "step 9 of 9")
     Run(runs / "live").append(step_event(10, 20))
@@ -388,7 +389,7 @@ def test_runs_grow_break_vanish_and_appear_on_the_open_page(chrome, served, runs
     says(page, "5 runs")
     shutil.rmtree(runs / "broken")
     says(page, "4 runs: 1 running, 3 finished")
-    assert page.locator(".run .name", has_text="broken").count() == 0
+    expect(page.locator(".run .name", has_text="broken")).to_have_count(0)
     Run(runs / "live").append({"kind": "failure", "error": "no more"})
     says(page, "1 failed")
     shutil.rmtree(runs)
@@ -402,21 +403,21 @@ def test_the_filter_and_the_ticks_lead_to_a_comparison(chrome, served, runs):
     page, log = opened(chrome, served(runs))
     says(page, "Tick two runs")
     ticks = page.get_by_role("checkbox")
-    assert ticks.count() == 4
+    expect(ticks).to_have_count(4)
     names = page.locator(".run .name").all_inner_texts()
-    assert [ticks.nth(i).is_enabled() for i in range(4)] == [name in ("first", "second") for name in names]
+    assert becomes(lambda: [ticks.nth(i).is_enabled() for i in range(4)] == [name in ("first", "second") for name in names])
     ticks.nth(names.index("first")).check()
     says(page, "first is ticked")
     page.get_by_placeholder("all runs").type("second")
     page.locator(".run .name", has_text="live").wait_for(state="detached", timeout=30_000)
-    assert page.locator(".run .name").all_inner_texts() == ["second"]
+    expect(page.locator(".run .name")).to_have_text(["second"])
     page.get_by_role("checkbox").check()
     Run(runs / "live").append(step_event(10, 20))  # what changes elsewhere takes no tick away
     link = page.get_by_role("link", name=re.compile("^Compare .* with"))
     link.wait_for(timeout=30_000)
     page.get_by_placeholder("all runs").fill("")
     page.locator(".run .name", has_text="live").wait_for(timeout=30_000)
-    assert [page.get_by_role("checkbox").nth(i).is_checked() for i in range(4)] == [name in ("first", "second") for name in names]
+    assert becomes(lambda: [ticks.nth(i).is_checked() for i in range(ticks.count())] == [name in ("first", "second") for name in names])
     link.click()
     says(page, re.compile(r"^OK: \+0.00 points"))
     assert re.search(r"compare\?a=(first&b=second|second&b=first)$", page.url)
@@ -427,7 +428,7 @@ def test_the_filter_and_the_ticks_lead_to_a_comparison(chrome, served, runs):
 def test_a_run_is_tagged_found_and_deleted_on_its_page(chrome, served, runs):
     page, log = opened(chrome, served(runs))
     says(page, "4 runs")
-    assert page.get_by_role("checkbox", name="compare second").count() == 1, "a name of its own for who hears the page"
+    expect(page.get_by_role("checkbox", name="compare second"), "a name of its own for who hears the page").to_have_count(1)
     page.get_by_role("button", name="Tag or delete second").click()
     page.get_by_label("Tags of second").fill("baseline, v2 new")
     page.get_by_role("button", name="Save").click()
@@ -435,7 +436,7 @@ def test_a_run_is_tagged_found_and_deleted_on_its_page(chrome, served, runs):
     assert (runs / "second" / "tags.txt").read_text() == "baseline\nv2 new\n"
     page.get_by_placeholder("all runs").type("#base")
     page.locator(".run .name", has_text="live").wait_for(state="detached", timeout=30_000)
-    assert page.locator(".run .name").all_inner_texts() == ["second"]
+    expect(page.locator(".run .name")).to_have_text(["second"])
     page.get_by_role("button", name="Tag or delete second").click()
     page.get_by_role("button", name="Delete the run").click()
     says(page, "Delete second with all that is in its directory")
@@ -455,7 +456,7 @@ def test_two_runs_are_compared_by_address_and_by_form(chrome, served, runs):
     says(page, "sign-flip over speakers")
     page.locator("canvas").first.wait_for()
     table = page.locator("table", has_text="b − a, points")
-    assert "clean" in table.inner_text()
+    expect(table).to_contain_text("clean")
     page.get_by_label("a: in use").select_option("second")
     page.get_by_role("button", name="Compare").click()
     page.wait_for_url("**/compare?a=second&b=first")

@@ -9,6 +9,7 @@ import pytest
 from browser import EVIL_TEXT, becomes, ended, on_a_page, play, pwned, settle, watch
 from bs4 import BeautifulSoup
 from heard import clips, heard
+from playwright.sync_api import expect
 from test_cases import run  # noqa: F401
 from test_lab import lab, run_all  # noqa: F401
 from test_plots import live_markup
@@ -356,7 +357,7 @@ def test_the_notebook_s_explorer_answers_in_jupyterlab(chrome, lab, run):  # noq
     page.get_by_placeholder("said > heard").fill("something")
     page.keyboard.press("Enter")
     titled(page, "“something”")
-    assert page.get_by_text("heard, not said").count() == 3
+    expect(page.get_by_text("heard, not said")).to_have_count(3)
     page.get_by_role("button", name="Speakers and clips", exact=True).first.click()
     page.wait_for_timeout(1000)
     page.get_by_role("button", name="Words", exact=True).first.click()

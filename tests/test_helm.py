@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from browser import step_event
+from playwright.sync_api import expect
 from test_app import opened, runs, says, served  # noqa: F401 - fixtures
 from test_cluster import make, wait_for
 from test_jobs import driven, finish, made, ready, until  # noqa: F401 - a fixture
@@ -156,11 +157,11 @@ def test_a_run_is_stopped_after_a_confirmation(chrome, served, runs):  # noqa: F
         page.get_by_role("button", name="Yes").click()
         says(page, "It stops after the step at hand")
         assert run.stop_file.exists()
-        assert stop.is_disabled()
+        expect(stop).to_be_disabled()
         run.append({"kind": "stopped", "step": 9})
         run.stop_file.unlink()
     page.get_by_role("button", name="Resume").wait_for(timeout=30_000)
-    assert page.locator(".badge").first.inner_text() == "stopped"
+    expect(page.locator(".badge").first).to_have_text("stopped")
     assert log.errors == []
 
 
@@ -183,7 +184,7 @@ def test_a_stopped_run_is_resumed_and_followed(chrome, served, runs, refused):  
         run.append(step_event(10, 20))
         page.locator(".tiles b").get_by_text("10 / 20").wait_for(timeout=30_000)
         page.get_by_role("button", name="Stop").wait_for(timeout=30_000)
-        assert resume.count() == 0
+        expect(resume).to_have_count(0)
     assert log.errors == []
 
 
@@ -207,5 +208,5 @@ def test_a_real_training_is_started_stopped_and_resumed_from_its_page(chrome, se
     badge.filter(has_text="finished").wait_for(timeout=300_000)
     assert [e["resumed_from"] for e in run.events() if e["kind"] == "start"] == [None, stopped["step"]]
     page.get_by_role("button", name="Resume").wait_for(state="hidden")
-    assert "Its driver ended" not in page.locator("body").inner_text()
+    expect(page.locator("body")).not_to_contain_text("Its driver ended")
     assert log.errors == []

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pytest
 from browser import EVIL, EVIL_TEXT, becomes, free_port, make_run, pwned, watch
+from playwright.sync_api import expect
 from test_app import served  # noqa: F401 - a fixture
 from test_cluster import make
 from test_jobs import driven, finish, ready  # noqa: F401 - a fixture
@@ -198,13 +199,14 @@ def test_the_whole_way_from_a_config_to_two_trainings_one_after_the_other(chrome
     page.keyboard.press("Tab")
     page.get_by_role("alert").filter(has_text="got 0 (int), expected greater than or equal to 1").wait_for(timeout=30_000)
     go, dry = page.get_by_role("button", name="Launch", exact=True), page.get_by_role("button", name="Dry run", exact=True)
-    assert go.is_disabled() and dry.is_disabled()
+    expect(go).to_be_disabled()
+    expect(dry).to_be_disabled()
     epochs.focus()
     page.keyboard.press("Control+A")
     page.keyboard.type("4000")
     page.keyboard.press("Tab")
     page.locator("pre", has_text="--set training.epochs=4000").wait_for(timeout=30_000)
-    assert page.get_by_role("alert").count() == 0
+    expect(page.get_by_role("alert")).to_have_count(0)
     card = page.get_by_role("button", name="training", exact=True)
     card.focus()
     page.keyboard.press("Enter")
@@ -292,8 +294,7 @@ def test_the_page_fits_and_says_what_stands_in_line(chrome, served, tmp_path, dr
     page.get_by_text("2nd in line: needs 2 CPUs").wait_for()
     page.get_by_role("button", name="evaluation", exact=True).click()
     page.get_by_label("evaluation.batch_seconds").wait_for()
-    page.wait_for_timeout(500)
-    assert not page.get_by_label("evaluation.search.beam").is_visible(), "of a section that is left out"
+    expect(page.get_by_label("evaluation.search.beam"), "of a section that is left out").to_be_hidden()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     finish(found[0])
     page.locator(".badge", has_text="finished").wait_for(timeout=30_000)

@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 import pytest
 from bokeh.util.token import generate_jwt_token, generate_session_id
 from browser import answers, ended, free_port, make_run, watch
+from playwright.sync_api import expect
 from tornado.web import create_signed_value
 from visits import cookie, cut_off, sent, session, shaken, token, tried
 
@@ -529,14 +530,15 @@ def test_one_logs_in_sees_one_s_role_and_logs_out(chrome, lab, width, scheme, tm
         page.get_by_label("Password").fill("not the right one")
         page.keyboard.press("Enter")
         page.get_by_role("alert").get_by_text("do not go together").wait_for()
-        assert page.get_by_label("Name").input_value() == "bob" and page.get_by_label("Password").input_value() == ""
+        expect(page.get_by_label("Name")).to_have_value("bob")
+        expect(page.get_by_label("Password")).to_have_value("")
         page.get_by_label("Password").fill(WORDS["bob"])
         page.get_by_role("button", name="Log in").click()
         page.wait_for_url("**/run?run=live")
         page.get_by_text("bob, reader").wait_for(timeout=60_000)
         stop = page.get_by_role("button", name="Stop")
         stop.wait_for(timeout=60_000)
-        assert stop.is_disabled()
+        expect(stop).to_be_disabled()
         page.get_by_text("Only operators may do this.").wait_for()
         assert page.evaluate("document.cookie") == "", "no script reads the cookie"
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -550,7 +552,7 @@ def test_one_logs_in_sees_one_s_role_and_logs_out(chrome, lab, width, scheme, tm
         page.keyboard.press("Enter")
         page.get_by_text("ann, operator").wait_for(timeout=60_000)
         stop.wait_for(timeout=60_000)
-        assert stop.is_enabled()
+        expect(stop).to_be_enabled()
     assert log.external == []
     assert [e for e in log.errors if "403" not in e] == []
     page.context.close()

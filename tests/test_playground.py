@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from browser import EVIL_TEXT, becomes, chromium, ended, on_a_page, play, pwned, watch
+from playwright.sync_api import expect
 from test_uploads import flac
 
 from speechlab import config, corpora, playground, plots, worker
@@ -114,7 +115,7 @@ def test_a_file_is_heard_rated_and_changed(page, clip, tmp_path):
     with page.expect_download() as got:
         page.get_by_text("SRT", exact=True).click()
     assert "00:00:0" in got.value.path().read_text()
-    assert page.get_by_role("button", name="Keep the clip").is_disabled()
+    expect(page.get_by_role("button", name="Keep the clip")).to_be_disabled()
     page.get_by_role("checkbox", name=re.compile("whoever speaks agrees")).check()
     page.get_by_role("button", name="Keep the clip").click()
     page.get_by_text("Kept as").wait_for(timeout=30_000)
@@ -141,10 +142,9 @@ def test_the_microphone_is_heard_by_two_models_unnamed(page, clip):
     page.get_by_role("button", name="Stop").click()
     texts = heard(page, 2)
     assert [re.sub(r"\W+", " ", text.lower()).strip() for text in texts] == [re.sub(r"\W+", " ", said.lower()).strip()] * 2
-    assert page.locator("h3").all_inner_texts() == ["first", "second"]
+    expect(page.locator("h3")).to_have_text(["first", "second"])
     page.get_by_role("button", name="Show the names").click()
-    page.locator("h3", has_text="openai/whisper-tiny.en").wait_for(timeout=30_000)
-    assert sorted(page.locator("h3").all_inner_texts()) == ["openai/whisper-tiny.en", "tiny.en"]
+    assert becomes(lambda: sorted(page.locator("h3").all_inner_texts()) == ["openai/whisper-tiny.en", "tiny.en"], 30)
     assert page.log.errors == []
 
 

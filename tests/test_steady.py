@@ -14,6 +14,7 @@ from typing import IO
 
 import pytest
 from browser import answers, chromium, free_port, make_run, step_event, watch
+from playwright.sync_api import expect
 from test_app import says, served  # noqa: F401 - a fixture
 from visits import visit
 
@@ -144,14 +145,15 @@ def test_pages_come_back_after_their_server_was_killed_and_started_again(tmp_pat
             make_run(tmp_path, steps=7, name="two")
             server = start(tmp_path / "one", port)
             says(runs, "2 runs:", timeout=120_000)
-            assert not runs.get_by_text("has not answered since").count()
-            assert runs.get_by_label("Filter by name").input_value() == "finished"
+            expect(runs.get_by_text("has not answered since")).to_have_count(0)
+            expect(runs.get_by_label("Filter by name")).to_have_value("finished")
             anew = playground.get_by_role("button", name="Load the page anew")
             anew.wait_for(timeout=120_000)
             assert said.input_value() == "what nobody wants to type twice", "nothing that was entered goes unasked"
             anew.click()
             says(playground, "Choose a file or record something.")
-            assert not said.input_value() and not anew.count()
+            expect(said).to_have_value("")
+            expect(anew).to_have_count(0)
     finally:
         server.kill()
         server.wait()
