@@ -543,8 +543,14 @@ def test_one_logs_in_sees_one_s_role_and_logs_out(chrome, lab, width, scheme, tm
         assert page.evaluate("document.cookie") == "", "no script reads the cookie"
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.screenshot(path=tmp_path / "reader.png")
+        other = page.context.new_page()
+        other.goto(lab.url + "?filter=live")
+        other.get_by_text("1 run:").first.wait_for(timeout=60_000)
         page.get_by_role("button", name="Log out").click()
         page.get_by_role("heading", name="Logged out").wait_for()
+        # what else was open asks for a login too, and would lead back to where it was
+        other.wait_for_url("**/login?next=%2F%3Ffilter%3Dlive", timeout=60_000)
+        other.close()
         page.go_back()
         page.wait_for_url("**/login?next=*")
         page.get_by_label("Name").fill("ann")
