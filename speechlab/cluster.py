@@ -16,10 +16,8 @@ made for the sake of a machine that comes or is about to go (``training.checkpoi
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -29,26 +27,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from speechlab import detached, pool, storage
+from speechlab import detached, head, pool, storage
 from speechlab.config import ClusterConfig, Experiment
 from speechlab.errors import InputError
 from speechlab.runs import Event, Run
 from speechlab.share import Machine, Share
 from speechlab.units import Seconds
 
-STARTS = 3  # attempts to start Ray here, where it was too slow
 RESIZE: Seconds = 60.0  # between two looks for machines that came, where the number of workers is elastic
 PATIENCE: Seconds = 60.0  # without machines enough, until the run says that it waits for them
 STOP_GRACE: Seconds = 60.0  # from the first Ctrl-C until the workers are ended without their consent
 FAREWELL: Seconds = 20.0  # for Ray's controller to end
-RAY = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
-    "RAY_worker_niceness": "0",  # Ray would put training behind whatever else runs here
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a lost worker is noticed in half a second, not two
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one actor and seconds of start-up less
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # how long a restart waits for what a lost worker held
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the behaviour to come; the old one warns at each start
-}
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 UNREACHED = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer", re.IGNORECASE)
 
@@ -184,7 +173,7 @@ def _alone(experiment: Experiment) -> Any:
 def _drive_ray(run: Run, experiment: Experiment, interrupts: list[float], quiet: bool) -> None:
     wanted = experiment.cluster
     # twice the cores: a restarted worker need not wait until Ray has back what the lost one held
-    start_ray(wanted.address, cores=2 * max(pool.cores(), wanted.workers), quiet=quiet)
+    head.start(wanted.address, cores=2 * max(pool.cores(), wanted.workers), quiet=quiet)
     import ray
 
     with ExitStack() as ending:
@@ -240,7 +229,7 @@ def machines(wanted: ClusterConfig) -> list[Machine]:
     """
     if wanted.address is None:
         return _machines(wanted)
-    start_ray(wanted.address, cores=0)
+    head.start(wanted.address, cores=0)
     import ray
 
     try:
@@ -293,66 +282,6 @@ def _fit(trainer: Any, outcome: dict[str, BaseException]) -> None:
         trainer.fit()
     except BaseException as e:
         outcome["error"] = e
-
-
-def start_ray(address: str | None, *, cores: int, quiet: bool = True) -> None:
-    """Connect to a cluster, or start one on this machine; ``ray.shutdown`` ends it.
-
-    Args:
-        address: Of a head; None starts one here.
-        cores: What it may hand out here.
-        quiet: Keep Ray's own log out of the terminal.
-
-    Raises:
-        InputError: if it cannot be reached or started.
-    """
-    set_environment()
-    import ray
-
-    if address is not None:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # what a head of this version expects of others
-    local: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": 200 * 1024**2} if address is None else {}
-    try:
-        _knock(address)
-        # "local": a cluster that happens to run on this machine is not ours to join
-        patiently(lambda: ray.init(address=address or "local", log_to_driver=not quiet, logging_level="ERROR", **local), ray.shutdown)
-    except Exception as e:
-        raise InputError(
-            "Ray could not start." if address is None else "The Ray cluster cannot be reached.",
-            got=f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}",
-            expected="room for its processes and a writable /tmp/ray" if address is None else f"a Ray head at {address}",
-            do="see speechlab doctor; cluster.workers=0 trains in this process without Ray",
-        ) from None
-    if quiet:
-        # what Ray prints when a machine is lost, forty lines of it, has no switch; the run's events say what it means
-        ray._private.worker.print_to_stdstream = lambda *_, **__: None
-    with suppress(OSError):
-        (Path.home() / ".ray" / "auth_token").chmod(0o600)  # Ray writes it readable to all
-
-
-def patiently(start: Callable[[], object], undo: Callable[[], object]) -> None:
-    """Start Ray, and again after undoing it: its processes get 30 s, and one of them 15 (ray#65983), which no setting changes."""
-    for attempt in range(STARTS):
-        try:
-            start()
-            return
-        except Exception as e:
-            undo()
-            if "timed out during startup" not in str(e) or attempt == STARTS - 1:
-                raise
-
-
-def set_environment() -> None:
-    """What Ray reads when it is imported, and hands on to its controller and workers."""
-    for name, value in (RAY | detached.MALLOC).items():
-        os.environ.setdefault(name, value)
-
-
-def _knock(address: str | None) -> None:
-    """Fail in seconds where nobody answers: Ray itself would try for minutes."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 @contextmanager

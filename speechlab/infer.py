@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from speechlab import cluster, decoding, fusion, memory, models
+from speechlab import cluster, decoding, fusion, head, memory, models
 from speechlab.config import EvaluationConfig, Experiment, SearchConfig
 from speechlab.decoding import Decoded
 from speechlab.errors import InputError
@@ -216,7 +216,7 @@ class Workers:
     def _run(self, rows: list[dict[str, Any]], work: Callable[[dict[str, Any]], dict[str, Any]], gpu: bool) -> Iterator[dict[str, Any]]:
         """Do every block; yields what ``work`` said, as they are done."""
         if not self._started:
-            cluster.start_ray(self._address, cores=self.count)
+            head.start(self._address, cores=self.count)
             self._started = True
         import ray.data  # configures its own logging, to the terminal
 

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from speechlab import cluster, pool
+from speechlab import head, pool
 from speechlab.config import CorpusConfig
 from speechlab.corpora import shards
 from speechlab.corpora.base import Entry
@@ -82,7 +82,7 @@ def _run(pending: list[int], work: Callable[[dict[str, Any]], dict[str, Any]], a
     """Do every pending block; yields how many entries each had, as they are done."""
     if not pending:
         return
-    cluster.start_ray(address, cores=pool.cores())
+    head.start(address, cores=pool.cores())
     import ray
     import ray.data  # configures its own logging, to the terminal
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from speechlab import cluster
+from speechlab import head
 from speechlab.errors import InputError
 from speechlab.runs import Run
 from speechlab.units import Seconds
@@ -102,7 +102,7 @@ def _only(address: str) -> Iterator[None]:
     """Ray's client goes by RAY_ADDRESS, whatever it is given; of its variables this one is the first that counts."""
     name = "RAY_API_SERVER_ADDRESS"
     with _environment:
-        cluster.set_environment()
+        head.environment()
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         before = os.environ.get(name)
         os.environ[name] = address

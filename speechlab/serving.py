@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from speechlab import cluster, pool, ports, routes
+from speechlab import head, pool, ports, routes
 from speechlab.errors import InputError
 from speechlab.front import BODY, Front
 from speechlab.routes import BatchConfig, ServeConfig
@@ -64,7 +64,7 @@ def run(path: str | Path, started: Callable[[str], None] = lambda _: None) -> No
     if wanted.cluster is None:
         ports.need_free(wanted.address, wanted.port, "set another port")
     over = threading.Event()
-    cluster.start_ray(wanted.cluster, cores=2 * pool.cores() + len(pinned) * wanted.replicas)
+    head.start(wanted.cluster, cores=2 * pool.cores() + len(pinned) * wanted.replicas)
     import ray
     from ray import serve
 

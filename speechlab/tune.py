@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from speechlab import cluster, detached, pool
+from speechlab import cluster, detached, head, pool
 from speechlab.errors import InputError
 from speechlab.runs import Event, Run, message
 from speechlab.sweeps import Sweep
@@ -38,7 +38,7 @@ def drive(sweep: Sweep, *, concurrent: int | None = None, quiet: bool = True) ->
         InputError: if Ray cannot start, or every trial failed; the first error is given.
     """
     first = sweep.runs[0].config
-    cluster.start_ray(first.cluster.address, cores=pool.cores(), quiet=quiet)
+    head.start(first.cluster.address, cores=pool.cores(), quiet=quiet)
     import ray
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler

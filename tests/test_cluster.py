@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -211,21 +210,6 @@ def test_ray_that_cannot_start_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(InputError, match=r"Ray could not start[\s\S]*No space left[\s\S]*doctor"):
         cluster.drive(make(tmp_path))
-
-
-@pytest.mark.parametrize(("failures", "said", "begun"), [(2, "", 3), (3, "timed out", 3), (1, "no room", 1)])
-def test_ray_is_started_again_where_it_was_too_slow_alone(failures, said, begun):
-    words = "no room" if said == "no room" else "The current node timed out during startup. This could happen because …"
-    done: list[str] = []
-
-    def start() -> None:
-        done.append("start")
-        if done.count("start") <= failures:
-            raise RuntimeError(words)
-
-    with pytest.raises(RuntimeError, match=said) if said else nullcontext():
-        cluster.patiently(start, lambda: done.append("undo"))
-    assert done == ["start", "undo"] * min(failures, begun) + ["start"] * (not said)
 
 
 def test_a_second_driver_is_refused(tmp_path):

@@ -19,8 +19,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # the one module that may know each of these
 ONLY_IMPORTER = {
-    # one trains, one decodes, one prepares, one sends, one serves, one searches
-    "ray": {"cluster", "front", "infer", "ingest", "rayjobs", "serving", "tune"},
+    # one trains, one starts it, one decodes, one prepares, one sends, one serves, one searches
+    "ray": {"cluster", "front", "head", "infer", "ingest", "rayjobs", "serving", "tune"},
     "mlflow": {"tracking", "versions"},  # one follows runs, one finds weights
     "panel": {
         "app",

@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from speechlab import cluster, config, corpora, decoding, evaluation, infer, models
+from speechlab import cluster, config, corpora, decoding, evaluation, head, infer, models
 from speechlab.config import EvaluationConfig
 from speechlab.errors import InputError
 from speechlab.infer import System, Workers
@@ -359,7 +359,7 @@ def ray(tmp_path_factory) -> Iterator[Callable[[Path, float], Workers]]:
     """Two workers on this machine, that know this file; gives them a folder and blocks of so many seconds."""
     with pytest.MonkeyPatch.context() as patch, Workers(2, tmp_path_factory.mktemp("ray")) as first:
         patch.setenv("PYTHONPATH", str(HERE))  # which Ray's processes inherit
-        cluster.start_ray(None, cores=2)
+        head.start(None, cores=2)
         first._started = True
 
         def on(folder: Path, block: float) -> Workers:

@@ -10,7 +10,7 @@ import pytest
 from browser import becomes
 from test_cluster import SMOKE, assert_quiet, wait_for
 
-from speechlab import cluster, config, runs
+from speechlab import cluster, config, head, runs
 
 MEMORY = {"object_store_memory": 150 * 1024**2}
 # a machine that says nothing counts as lost after four seconds instead of twenty
@@ -20,7 +20,7 @@ IMPATIENT = {"health_check_initial_delay_ms": 5000, "health_check_period_ms": 10
 @pytest.fixture
 def machines(monkeypatch) -> Iterator[Any]:
     """A cluster of two machines with a core each, that asks those who connect for a token as a real one should."""
-    cluster.set_environment()
+    head.environment()
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setattr(cluster, "RESIZE", 5.0)
     from ray._private.authentication import authentication_token_setup as tokens
@@ -35,7 +35,7 @@ def machines(monkeypatch) -> Iterator[Any]:
         simulated.add_node(num_cpus=1, **MEMORY)
 
     try:
-        cluster.patiently(start, simulated.shutdown)
+        head.patiently(start, simulated.shutdown)
         yield simulated
     finally:
         simulated.shutdown()

@@ -24,7 +24,7 @@ from speechlab.errors import InputError
 
 
 def test_a_server_that_cannot_be_is_refused_before_ray_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr(serving.cluster, "start_ray", lambda *_, **__: pytest.fail("Ray was started"))
+    monkeypatch.setattr(serving.head, "start", lambda *_, **__: pytest.fail("Ray was started"))
     for text, said in (
         ("routes: [{models: [{name: xyz/none}]}]", "xyz"),
         ("routes: [{models: [{name: 'models:/a@b'}]}]\nregistry: sqlite:////nowhere/x.db", "no registry"),
