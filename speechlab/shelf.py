@@ -98,10 +98,18 @@ class _View:
         self._places: dict[str, _Place] = {}
         self._shown: list[str] = []
         self._seen: Any = None
-        words = pn.widgets.TextInput.from_param(
-            shelf.param.words, placeholder="all runs", stylesheets=[ROW_FIELD_CSS], sizing_mode="stretch_width", margin=(2, 0)
+        words = pn.widgets.TextInput(
+            label=shelf.param.words.label, placeholder="all runs", stylesheets=[ROW_FIELD_CSS], sizing_mode="stretch_width", margin=(2, 0)
         )
+
+        def told() -> None:
+            # not what the reader just typed: sent back, it would undo what was typed since
+            if words.value_input != shelf.words:
+                words.param.update(value=shelf.words, value_input=shelf.words)
+
+        told()
         words.param.watch(lambda event: shelf.param.update(words=event.new), "value_input")  # as it is typed
+        shelf.param.watch(lambda _: told(), "words")
         shelf.param.watch(lambda _: self.tick(), "words")
         self._head, self._tray, self._foot = (live(Html("")) for _ in range(3))
         self._tray.styles = {"position": "sticky", "top": "0", "z-index": "2", "background": "var(--page, transparent)"}

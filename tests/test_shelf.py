@@ -72,6 +72,16 @@ def test_the_filter_keeps_ticks_and_says_when_nothing_is_left(view):
     assert tick.value
 
 
+def test_what_is_typed_is_not_sent_back_over_what_was_typed_since(view):
+    words, sent = view.layout[1], []
+    words.param.watch(sent.append, "value")
+    words.value_input = "#b"
+    assert view._shelf.words == "#b"
+    assert sent == []
+    view._shelf.words = "live"  # an address says so
+    assert words.value == words.value_input == "live"
+
+
 def test_two_ticks_lead_to_their_comparison_the_older_first(view):
     places = {id.split("-")[0]: (id, place) for id, place in view._places.items()}
     assert places["live"][1].tick.disabled, "it was not evaluated"
