@@ -416,6 +416,14 @@ class Experiment(Section):
         kept = self.model_dump(exclude={"name": True, "question": True, "cluster": True, "tracking": True, **parts})
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
+    def told(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Its values but for the question, by dotted name: the family and those that are not its defaults, and the others."""
+        plain = Experiment(name="plain", question="?", model=ModelConfig(family=self.model.family))
+        usual = dict(leaves(plain.model_dump(exclude={"name": True, "question": True, "model": {"family"}})))
+        values = dict(leaves(self.model_dump(exclude={"question"})))
+        same = {name: value for name, value in values.items() if name in usual and usual[name] == value}
+        return {name: value for name, value in values.items() if name not in same}, same
+
     def to_yaml(self) -> str:
         """The resolved config, every default spelled out; :func:`load` reads it back to an equal one."""
         values = self.model_dump()

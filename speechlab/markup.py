@@ -244,14 +244,19 @@ def time_html(when: Seconds) -> Html:
     return Html('<local-time><time datetime="{}">{}</time></local-time>').format(utc, moment(when))
 
 
-def definitions_html(values: Mapping[str, Any]) -> Html:
+def definitions_html(values: Mapping[str, Any], others: Mapping[str, Any] | None = None, name: str = "others") -> Html:
     """A definition list of plain, possibly nested values: a config, a provenance record.
 
     Args:
         values: Nested mappings become dotted names; None shows as a dash.
+        others: Folded away behind their number and ``name``.
+        name: What the others are.
     """
     items = Html("").join(Html("<dt>{}</dt><dd>{}</dd>").format(key, value) for key, value in _flat(values))
-    return Html("<dl>{}</dl>").format(items)
+    fold = ""
+    if others:
+        fold = Html("<details><summary>{} {}</summary>{}</details>").format(len(list(_flat(others))), name, definitions_html(others))
+    return Html("<dl>{}</dl>{}").format(items, fold)
 
 
 def markdown_html(text: str) -> Html:

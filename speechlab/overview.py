@@ -135,16 +135,16 @@ def _row(root: Path, run: Known, most: float) -> Html:
     cost = f"training {clock(run.seconds)}" if run.seconds == run.seconds else "not trained"
     cells = [what, Html('<td data-label="state and cost">{}<br>{}<br>{}</td>').format(run.state, time_html(run.started), cost)]
     if most == most:
-        cells.append(Html("<td>{}</td>").format(_forest(run, most)))
+        cells.append(Html("<td>{}</td>").format(_forest(run, most, True)))
         cells += [_change(run, clean, name) for clean, name in ((True, "clean, %"), (False, "in noise, %"))]
     return Html("<tr>{}</tr>").format(Html("").join(cells))
 
 
-def _change(run: Known, clean: bool, name: str) -> Html:
-    """Rates before and after, and the paired difference."""
+def _change(run: Known, clean: bool, name: str, *, condition: bool = True) -> Html:
+    """Rates before and after, which noise they are of, and the paired difference."""
     before, after = run.rate(clean, True), run.rate(clean, False)
     shown = [Html('<span class="change">{}</span>').format(_percent(rate)) for rate in (before, after)]
-    under = [Html("{}").format(r.condition) for r in (after or before,) if r and not clean]
+    under = [Html("{}").format(r.condition) for r in (after or before,) if r and not clean and condition]
     if before and after:
         points, verdict = difference(before, after, run.seed)
         under.append(Html("{} points, {}").format(points, verdict))
@@ -163,25 +163,24 @@ def _x(percent: float, most: float) -> float:
     return 8 + (WIDTH - 16) * percent / (most or 1.0)
 
 
-def _axis(most: float) -> Html:
+def _axis(most: float, name: str = "WER on clean speech, %: ○ before, ● after") -> Html:
     """The axis of a table's forest plot, in %."""
     marks = Html("").join(
         Html('<text x="{:.1f}" y="12" text-anchor="{}">{:.3g}</text>').format(_x(share * most, most), anchor, share * most)
         for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end"))
     )
-    name = "WER on clean speech, %: ○ before, ● after"
     return Html('{0}<svg viewBox="0 0 {1} 16" role="img" aria-label="axis from 0 to {2:.3g} %">{3}</svg>').format(name, WIDTH, most, marks)
 
 
-def _forest(run: Known, most: float) -> Html:
-    """A run's lines of the forest plot."""
+def _forest(run: Known, most: float, clean: bool) -> Html:
+    """A run's lines of the forest plot, on clean speech or in noise."""
     lines, told = [], []
     mark = Html(
         '<line x1="{0:.1f}" x2="{1:.1f}" y1="{2}" y2="{2}" stroke="{3}" stroke-width="2.5"/>'
         '<circle cx="{4:.1f}" cy="{2}" r="4.5" fill="{5}" stroke="{3}" stroke-width="2"/>'
     )
     for before, y, colour, fill in ((True, 10, "#8a6d00", "Canvas"), (False, 24, "#0072b2", "#0072b2")):
-        if rate := run.rate(True, before):
+        if rate := run.rate(clean, before):
             low, high = (end if end == end else rate.wer for end in (rate.low, rate.high))
             ends = (_x(100 * low, most), _x(100 * high, most))
             lines.append(mark.format(*ends, y, colour, _x(100 * rate.wer, most), fill))
@@ -211,6 +210,31 @@ def _pairs(runs: Sequence[Known]) -> Html:
     )
     table = Html('<table class="pairs"><caption>{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table>')
     return scrolled(table.format(about, head, Html("").join(rows)), "paired differences")
+
+
+def short(run: Known) -> Html:
+    """What a run's report begins with: error rates before and after training, and by how much they differ; nothing of one without any."""
+    shown = [clean for clean in (True, False) if run.rate(clean, False)]
+    if not shown:
+        return Html("")
+    rates = [rate for clean in shown for before in (True, False) if (rate := run.rate(clean, before))]
+    most = _round(max(100 * max(rate.wer, rate.high) for rate in rates))
+    lines = [
+        Html("<tr><td><b>{}</b></td><td>{}</td>{}</tr>").format(
+            rate.condition, _forest(run, most, clean), _change(run, clean, "WER, %", condition=False)
+        )
+        for clean in shown
+        if (rate := run.rate(clean, False))
+    ]
+    heads = ("heard", _axis(most, "WER, %: ○ before, ● after training"), "before → after, %")
+    head = Html("").join(Html("<th>{}</th>").format(name) for name in heads)
+    about = (
+        f"{sum(rates[-1].words):,} words in {len(rates[-1].words):,} held-out clips; intervals are 95 % over utterances, differences are "
+        f"paired. OK: worse by more than {MARGIN:g} points is ruled out; REGRESSED: that is sure; INCONCLUSIVE: neither."
+        + (f" Trained for {clock(run.seconds)}." if run.seconds == run.seconds else "")
+    )
+    table = Html('<table class="short"><caption>{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table>')
+    return scrolled(table.format(about, head, Html("").join(lines)), "in short")
 
 
 # -- what lies in the folder ----------------------------------------------------------------------------

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from speechlab import config as configs
-from speechlab import evaluation
+from speechlab import evaluation, ledger, overview
 from speechlab.errors import InputError, did_you_mean
+from speechlab.markup import Html, framed
 from speechlab.runs import Run, write_atomic
 from speechlab.units import Seconds, clock, moment
 
@@ -36,6 +37,7 @@ UNSAFE = ("text/markdown", "text/latex", "text/vnd.mermaid")
 
 NOTEBOOKS = ("03_train.ipynb", "04_evaluate.ipynb", "05_errors.ipynb")
 PRETRAINING = NOTEBOOKS[:1]  # writes no text: nothing to evaluate
+FULL = re.compile(r"100%\|█+\| \d+/\d+ \[")  # a progress bar that came to its end
 IOPUB = 60  # seconds for a cell's last output to arrive; papermill's four are too few on a machine that does other things
 STOP_GRACE: Seconds = 90.0  # for a driver to save and end when the report is given up
 
@@ -73,7 +75,8 @@ def make(run: Run, progress: bool = True) -> Path:
         if isinstance(e, NotebookError) and "KeyboardInterrupt" in str(e):
             raise KeyboardInterrupt from None
         raise
-    return html(done, run.path / "report.html", f"{run.config.name}: {run.config.question}")
+    lead = overview.short(ledger.read(run.path))
+    return html(done, run.path / "report.html", f"{run.config.name}: {run.config.question}", lead)
 
 
 def costs(run: Run) -> list[str]:
@@ -182,13 +185,14 @@ def _parameters(notebook: Path) -> list[str]:
 # -- the page ------------------------------------------------------------------------------------
 
 
-def html(notebooks: Sequence[str | Path], output: str | Path, title: str) -> Path:
+def html(notebooks: Sequence[str | Path], output: str | Path, title: str, lead: Html | None = None) -> Path:
     """Merge executed notebooks into one self-contained page that works offline from disk.
 
     Args:
         notebooks: Executed notebooks, in reading order.
         output: The HTML file to write.
         title: The page's title, as plain text.
+        lead: What stands below it, before the contents.
 
     Returns:
         The output's path.
@@ -207,7 +211,8 @@ def html(notebooks: Sequence[str | Path], output: str | Path, title: str) -> Pat
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
-    resources = {"title": title, "contents": contents(merged), "made": moment(time.time()), "metadata": {"name": "report"}}
+    about = {"title": title, "lead": framed(lead) if lead else "", "contents": contents(merged), "made": moment(time.time())}
+    resources = {**about, "metadata": {"name": "report"}}
     page, _ = exporter.from_notebook_node(merged, resources=resources)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -260,7 +265,8 @@ def _inert(outputs: list[Any]) -> list[Any]:
             kept.append(output)
     for output in kept:
         if output.output_type == "stream":  # of a progress bar, what a terminal would show at its end
-            output.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in output.text.split("\n"))
+            lines = [line.rstrip("\r").rpartition("\r")[2] for line in output.text.split("\n")]
+            output.text = "\n".join(line for line in lines if not FULL.search(line))
     return [output for output in kept if output.output_type != "stream" or output.text.strip()]
 
 

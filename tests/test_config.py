@@ -381,6 +381,15 @@ def test_resolved_yaml_spells_every_default_out():
         assert re.search(rf"^ *{leaf.split('.')[-1]}:", text, re.MULTILINE), leaf
 
 
+def test_what_was_chosen_is_told_apart_from_the_defaults():
+    experiment = Experiment(name="a", question="Does it?", training={"epochs": 7}, augment={"gain": {}})
+    chosen, usual = experiment.told()
+    assert chosen["name"] == "a" and chosen["model.family"] == "whisper" and chosen["training.epochs"] == 7
+    assert any(name.startswith("augment.gain") for name in chosen), "a section that was switched on"
+    assert "training.micro_batches" in usual and not chosen.keys() & usual.keys()
+    assert {*chosen, *usual} >= {leaf for leaf, _ in leaves(Experiment) if not leaf.startswith("augment")} - {"question"}
+
+
 @pytest.mark.parametrize("leaf", [leaf for leaf, _ in leaves(Experiment)])
 def test_frozen(leaf):
     experiment = Experiment(name="a", question="Does it?")

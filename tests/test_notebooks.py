@@ -95,6 +95,8 @@ def test_the_report_is_one_file_with_everything(reported):
     assert len(table) == 7
     assert set(table.condition) == {"clean", "white-10db"}
     assert f"{100 * table.wer.iloc[0]:.2f} %" in page
+    usual = results.usual(table)[lambda rates: rates.condition == "clean"]
+    assert all(f"{100 * wer:.2f} [" in page.partition("<main>")[0] for wer in usual.wer), "before and after, where it begins"
     hardest = trained.path / "evaluations/hardest/finetuned--clean--silence"
     assert (hardest / "index.html").is_file() and list((hardest / "clips").glob("*.flac"))
     assert report.costs(trained)

@@ -10,11 +10,12 @@ from urllib.parse import unquote
 
 import pytest
 from browser import EVIL_TEXT, on_a_telephone
+from bs4 import BeautifulSoup
 from evaluated import PERFECT
 from reported import filled, pageof, rows, run
 from typer.testing import CliRunner
 
-from speechlab import cli, evaluation, overview
+from speechlab import cli, evaluation, ledger, overview
 from speechlab import report as reports
 from speechlab.comparison import compare, judge
 
@@ -49,6 +50,16 @@ def test_runs_stand_by_their_test_sets_with_rates_links_and_a_forest_plot(folder
     broken = next(row[0] for row in rest if row[0].startswith("broken"))
     assert "YAML" in broken and "report" in broken, "it says why, and its report is still linked"
     assert not page.find_all(["script", "iframe", "form"]) and "script-src 'none'" in str(page.find("meta", {"http-equiv": True}))
+
+
+def test_a_report_begins_with_its_rates_and_their_difference(folder):
+    lead = BeautifulSoup(overview.short(ledger.read(folder / "second")), "html.parser")
+    clean, noisy = rows(lead, "short")
+    assert clean[0] == "clean" and noisy[0] == "white-10db"
+    assert clean[2] == rows(pageof(folder), "runs")[1][3], "as on the page of all reports"
+    assert re.match(r"\d+\.\d\d \[.*\] → 0\.00 \[0\.00, 0\.00\] -\S+ \[.*\] points, OK$", noisy[2])
+    assert [len(svg.find_all("circle")) for svg in lead.select("tbody svg")] == [2, 2]
+    assert overview.short(ledger.read(folder / "plain")) == "" == overview.short(ledger.read(folder / "broken"))
 
 
 def test_the_paired_difference_is_that_of_compare(folder):

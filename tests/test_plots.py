@@ -161,6 +161,9 @@ def test_table_formats_and_shows_missing_values():
 def test_definitions_flatten_nested_values():
     page = plots.definitions_html({"a": {"b": None, "c": [1, 2]}, "d": True})
     assert page == "<dl><dt>a.b</dt><dd>–</dd><dt>a.c</dt><dd>1, 2</dd><dt>d</dt><dd>True</dd></dl>"
+    folded = plots.definitions_html({"d": True}, {"a": {"b": None, "c": 1}}, "<others>")
+    assert folded.startswith("<dl><dt>d</dt><dd>True</dd></dl><details><summary>2 &lt;others&gt;</summary><dl><dt>a.b</dt>")
+    assert plots.definitions_html({"d": True}, {}) == plots.definitions_html({"d": True})
 
 
 BUILDERS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 import nbformat
@@ -13,6 +14,7 @@ from test_plots import live_markup
 
 from speechlab import card, checkpoints, cluster, config, corpora, evaluation, experiments, models, report, runs, systems, validation
 from speechlab.errors import InputError
+from speechlab.markup import Html
 from speechlab.world import World
 
 KERNEL = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}, "language_info": {"name": "python"}}
@@ -107,6 +109,23 @@ def test_merge_keeps_what_a_reader_needs(tmp_path):
 def test_contents_are_the_headings_outside_of_code(tmp_path):
     merged = report.merge([write(tmp_path / "a.ipynb", v4.new_markdown_cell("# A `b` [c](d)\n\n```\n# not\n```\n### deep\n## Two\n"))])
     assert [(entry["level"], entry["text"]) for entry in report.contents(merged)] == [(1, "A b c"), (2, "Two")]
+
+
+def test_a_progress_bar_that_came_to_its_end_is_left_out(tmp_path):
+    bar = "listening: 10%|█         | 1/9 [00:01<00:08]\rlistening: 100%|██████████| 9/9 [00:09<00:00,  1.00clip/s]"
+    stopped = "listening: 10%|█         | 1/9 [00:01<00:08,  1.00clip/s]"
+    cell = code("1", "said")
+    cell.outputs += [v4.new_output("stream", name="stderr", text=f"{bar}\nsaid\n{stopped}")]
+    page = report.html([write(tmp_path / "a.ipynb", cell)], tmp_path / "out.html", "a").read_text("utf-8")
+    assert "100%|" not in page
+    assert escape(stopped) in page
+
+
+def test_what_leads_stands_below_the_title(tmp_path):
+    path = write(tmp_path / "a.ipynb", v4.new_markdown_cell("# Fine"))
+    page = BeautifulSoup(report.html([path], tmp_path / "out.html", "a", Html("<b>4.11</b>")).read_text("utf-8"), "html.parser")
+    assert page.select_one("header .speechlab b").text == "4.11"
+    assert not BeautifulSoup(report.html([path], tmp_path / "out.html", "a").read_text("utf-8"), "html.parser").select("header .speechlab")
 
 
 @pytest.mark.parametrize("evil", [*EVIL, EVIL_TEXT])
