@@ -83,7 +83,7 @@ def train(
             for name, text in forecast.lines(experiment, status.update):
                 out.print(f"{name:<15} {text}", markup=False)
         return
-    run = resumed or runs.Run.create(experiment)
+    run = resumed or _created(experiment)
     if resumed and set_:
         run.change(set_)
     if queue:
@@ -108,7 +108,7 @@ def report(
     from speechlab import report as reports
 
     began = time.monotonic()
-    found = runs.find(run) if run else runs.Run.create(configs.load(config, set_ or []))
+    found = runs.find(run) if run else _created(configs.load(config, set_ or []))
     with _Meter() as meter:
         path = reports.make(found)
         _index(found.path.parent)
@@ -162,6 +162,16 @@ def notebook(
     made = reports.html([executed], folder / f"{path.stem}.html", path.stem)
     _index(configs.reports())
     out.print(str(made), markup=False)
+
+
+def _created(experiment: configs.Experiment) -> runs.Run:
+    """A new run, and what is better known before it trains for long."""
+    from speechlab import forecast
+
+    if forecast.emulated(experiment):
+        precision = f"{experiment.training.precision}, which this processor emulates: faster here with {forecast.FASTER}"
+        out.print(f"precision       {precision}", markup=False)
+    return runs.Run.create(experiment)
 
 
 def _index(folder: Path) -> None:

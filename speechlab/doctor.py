@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from speechlab import config, provenance
+from speechlab import config, forecast, provenance
 from speechlab.errors import InputError
 from speechlab.units import Bytes
 
@@ -73,7 +73,7 @@ def _machine() -> Iterator[Check]:
         "bf16",
         "in hardware" if fast else "emulated",
         "ok" if fast else "note",
-        "" if fast else "faster here with: --set training.precision=fp32",
+        "" if fast else f"faster here with: {forecast.FASTER}",
     )
     memory = machine["memory_bytes"]
     enough = memory >= NEEDED_MEMORY

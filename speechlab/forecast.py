@@ -24,6 +24,7 @@ from speechlab.units import clock
 
 Line = tuple[str, str]  # name and text
 DOING = "doing"  # name of a line that says what is being done now
+FASTER = "--set training.precision=fp32"
 AHEAD = 2**20  # bytes of a line
 
 
@@ -39,6 +40,17 @@ def inputs(experiment: configs.Experiment) -> tuple[Any, Any]:
     models.check_family(experiment.model.family)
     corpus = corpora.configured(experiment.corpus)
     return corpus, training.begin(experiment, Clips.of(corpus))
+
+
+def emulated(experiment: configs.Experiment) -> bool:
+    """Whether it trains on this machine's processor at a precision that the processor has not: it then takes times as long as fp32."""
+    import torch
+
+    from speechlab import provenance
+
+    where = experiment.cluster
+    on_cpu = where.address is None and (where.device == "cpu" or (where.device == "auto" and not torch.cuda.is_available()))
+    return on_cpu and experiment.training.precision != "fp32" and not provenance.bf16_native()
 
 
 def lines(experiment: configs.Experiment, doing: Callable[[str], object] = lambda _: None) -> Iterator[Line]:
@@ -80,6 +92,11 @@ def lines(experiment: configs.Experiment, doing: Callable[[str], object] = lambd
     limit = experiment.cluster.device_seconds or room.seconds
     estimate = budget.seconds_of_steps(experiment, clips, plan, model, limit)
     yield "estimated time", f"{clock(estimate)} of steps on this machine in one process, validation and start-up not included"
+    if emulated(experiment):
+        doing("timing three steps in fp32")
+        plainly = experiment.model_copy(update={"training": experiment.training.model_copy(update={"precision": "fp32"})})
+        other = budget.seconds_of_steps(plainly, clips, plan, model, limit)
+        yield "precision", f"{experiment.training.precision}, which this processor emulates: {clock(other)} with {FASTER}"
 
 
 class Apart:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import psutil
@@ -10,7 +11,7 @@ import pytest
 from test_cli import speechlab
 from test_cluster import SMOKE
 
-from speechlab import config, forecast
+from speechlab import config, forecast, provenance
 from speechlab.errors import InputError
 
 NAMES = ["config", "corpus", "weights", "steps", "audio", "padding", "parameters", "workers", "memory", "a step", "estimated time"]
@@ -40,6 +41,33 @@ def test_all_three_ways_say_the_same(prompts):
     assert [line for line in shell if line[0] not in measured] == plain
     assert [line for line in there if line[0] not in (forecast.DOING, *measured)] == plain
     assert [name for name, _ in shell] == NAMES
+
+
+@pytest.mark.slow
+def test_a_precision_that_the_processor_emulates_is_timed_against_fp32(monkeypatch, prompts):
+    experiment = config.load("configs/smoke.yaml", [*SMOKE, "training.precision=bf16", "cluster.device=cpu"])
+    monkeypatch.setattr(provenance, "bf16_native", lambda: False)
+    assert re.fullmatch(
+        r"bf16, which this processor emulates: .*\d.* with " + forecast.FASTER, dict(forecast.lines(experiment))["precision"]
+    )
+    monkeypatch.setattr(provenance, "bf16_native", lambda: True)
+    assert "precision" not in dict(forecast.lines(experiment))
+
+
+@pytest.mark.parametrize(
+    ("native", "override", "said"),
+    [
+        (False, "training.precision=bf16", True),
+        (False, "training.precision=fp32", False),
+        (True, "training.precision=bf16", False),
+        (False, "cluster.device=cuda", False),
+        (False, "cluster.address=head:6399", False),
+    ],
+)
+def test_a_precision_is_emulated_on_a_processor_without_it_alone(monkeypatch, native, override, said):
+    monkeypatch.setattr(provenance, "bf16_native", lambda: native)
+    experiment = config.load("configs/smoke.yaml", ["training.precision=bf16", "cluster.device=cpu", override])
+    assert forecast.emulated(experiment) == said
 
 
 def test_what_is_wrong_is_an_input_error():
