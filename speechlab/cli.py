@@ -170,7 +170,7 @@ def _created(experiment: configs.Experiment) -> runs.Run:
 
     if forecast.emulated(experiment):
         precision = f"{experiment.training.precision}, which this processor emulates: faster here with {forecast.FASTER}"
-        out.print(f"precision       {precision}", markup=False)
+        err.print(f"precision       {precision}", markup=False)
     return runs.Run.create(experiment)
 
 

@@ -282,7 +282,8 @@ def _download(repo: str, revision: str | None) -> Path:
         raise InputError("HF_HUB_OFFLINE is set")
     from huggingface_hub import HfApi, snapshot_download
 
-    info = _within(PROBE, lambda: HfApi().model_info(repo, revision=revision, timeout=PROBE))
+    # the client's own limit is a later one: of two at the same moment either could be told of
+    info = _within(PROBE, lambda: HfApi().model_info(repo, revision=revision, timeout=2 * PROBE))
     files = {file.rfilename for file in info.siblings or ()}
     if "model.safetensors" not in files:
         raise InputError("has no model.safetensors, and pickled weights are not loaded")
