@@ -221,7 +221,8 @@ def trn(ids: Sequence[str], texts: Sequence[str], speakers: Sequence[str] | None
     """
     lines = []
     for i, (key, text) in enumerate(zip(ids, texts, strict=True)):
-        lines.append(" ".join([*SYNTAX.sub("", text).split(), f"({trn_id(key, speakers[i] if speakers else None)})"]) + "\n")
+        words = [word for word in SYNTAX.sub("", text).split() if word != "@"]  # which a bracket beside it had kept from being alone
+        lines.append(" ".join([*words, f"({trn_id(key, speakers[i] if speakers else None)})"]) + "\n")
     return "".join(lines)
 
 
