@@ -44,13 +44,14 @@ def inputs(experiment: configs.Experiment) -> tuple[Any, Any]:
 
 def emulated(experiment: configs.Experiment) -> bool:
     """Whether it trains on this machine's processor at a precision that the processor has not: it then takes times as long as fp32."""
-    import torch
-
     from speechlab import provenance
 
     where = experiment.cluster
-    on_cpu = where.address is None and (where.device == "cpu" or (where.device == "auto" and not torch.cuda.is_available()))
-    return on_cpu and experiment.training.precision != "fp32" and not provenance.bf16_native()
+    if experiment.training.precision == "fp32" or where.address is not None or where.device == "cuda" or provenance.bf16_native():
+        return False
+    import torch  # seconds of start-up, and needed by few
+
+    return where.device == "cpu" or not torch.cuda.is_available()
 
 
 def lines(experiment: configs.Experiment, doing: Callable[[str], object] = lambda _: None) -> Iterator[Line]:

@@ -13,7 +13,7 @@ import html
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -25,6 +25,7 @@ from speechlab.runs import write_atomic
 from speechlab.units import Seconds, clock
 
 NAME = "index.html"
+VERDICTS = f"OK: worse by more than {MARGIN:g} points is ruled out; REGRESSED: that is sure; INCONCLUSIVE: neither."
 WIDTH, ROW = 260, 34  # of a row's part of the forest plot, in its own units
 INDEX_CSS = (
     CSS
@@ -102,13 +103,14 @@ def _test(root: Path, runs: list[Known]) -> Html:
     assert first is not None
     words = f"{sum(first.words):,} words in {len(first.words):,} clips of {len(set(first.speakers))} speaker"
     about = f"{words}{'' if len(set(first.speakers)) == 1 else 's'}; normaliser {first.normaliser}; intervals are 95 % over utterances."
-    most = _round(max(100 * max(r.wer, r.high) for run in runs for r in run.rates if r.condition == "clean"))
+    most = _most(r for run in runs for r in run.rates if r.condition == "clean")
     title = Html("<h2>Test set {}</h2><p>{}</p>").format(first.test.partition("-")[0], about)
     return Html("{}{}{}").format(title, _table(root, runs, most), _pairs(runs))
 
 
-def _round(most: float) -> float:
-    """The next round number, where an axis may end."""
+def _most(rates: Iterable[Rate]) -> float:
+    """The next round number of % above rates and their intervals, where an axis may end."""
+    most = max(100 * max(rate.wer, rate.high) for rate in rates)
     step = 10.0 ** math.floor(math.log10(most)) if most > 0 else 1.0
     return math.ceil(2 * most / step) * step / 2
 
@@ -205,8 +207,8 @@ def _pairs(runs: Sequence[Known]) -> Html:
     every = len({run.id for pair in chosen for run in pair}) <= ALL_PAIRS
     which = "each with each" if every else "each with the one of the lowest WER, which is flattered by having been chosen"
     about = (
-        f"Trained systems compared, {which}: paired, over speakers where there are several. OK: worse by more than {MARGIN:g} points is "
-        "ruled out; REGRESSED: that is sure; INCONCLUSIVE: neither. Tests and single utterances: speechlab compare A B."
+        f"Trained systems compared, {which}: paired, over speakers where there are several. {VERDICTS} Tests and single utterances: "
+        "speechlab compare A B."
     )
     table = Html('<table class="pairs"><caption>{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table>')
     return scrolled(table.format(about, head, Html("").join(rows)), "paired differences")
@@ -214,23 +216,21 @@ def _pairs(runs: Sequence[Known]) -> Html:
 
 def short(run: Known) -> Html:
     """What a run's report begins with: error rates before and after training, and by how much they differ; nothing of one without any."""
-    shown = [clean for clean in (True, False) if run.rate(clean, False)]
-    if not shown:
+    after = {clean: rate for clean in (True, False) if (rate := run.rate(clean, False))}
+    if not after:
         return Html("")
-    rates = [rate for clean in shown for before in (True, False) if (rate := run.rate(clean, before))]
-    most = _round(max(100 * max(rate.wer, rate.high) for rate in rates))
+    most = _most([*after.values(), *(rate for clean in after if (rate := run.rate(clean, True)))])
+    line = Html("<tr><td><b>{}</b></td><td>{}</td>{}</tr>")
     lines = [
-        Html("<tr><td><b>{}</b></td><td>{}</td>{}</tr>").format(
-            rate.condition, _forest(run, most, clean), _change(run, clean, "WER, %", condition=False)
-        )
-        for clean in shown
-        if (rate := run.rate(clean, False))
+        line.format(rate.condition, _forest(run, most, clean), _change(run, clean, "WER, %", condition=False))
+        for clean, rate in after.items()
     ]
+    rate = next(iter(after.values()))
     heads = ("heard", _axis(most, "WER, %: ○ before, ● after training"), "before → after, %")
     head = Html("").join(Html("<th>{}</th>").format(name) for name in heads)
     about = (
-        f"{sum(rates[-1].words):,} words in {len(rates[-1].words):,} held-out clips; intervals are 95 % over utterances, differences are "
-        f"paired. OK: worse by more than {MARGIN:g} points is ruled out; REGRESSED: that is sure; INCONCLUSIVE: neither."
+        f"{sum(rate.words):,} words in {len(rate.words):,} held-out clips; intervals are 95 % over utterances, differences are paired. "
+        + VERDICTS
         + (f" Trained for {clock(run.seconds)}." if run.seconds == run.seconds else "")
     )
     table = Html('<table class="short"><caption>{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table>')

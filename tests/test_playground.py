@@ -144,7 +144,7 @@ def test_the_microphone_is_heard_by_two_models_unnamed(page, clip):
     assert [re.sub(r"\W+", " ", text.lower()).strip() for text in texts] == [re.sub(r"\W+", " ", said.lower()).strip()] * 2
     expect(page.locator("h3")).to_have_text(["first", "second"])
     page.get_by_role("button", name="Show the names").click()
-    assert becomes(lambda: sorted(page.locator("h3").all_inner_texts()) == ["openai/whisper-tiny.en", "tiny.en"], 30)
+    assert becomes(lambda: sorted(page.locator("h3").all_inner_texts()) == ["openai/whisper-tiny.en", "tiny.en"])
     assert page.log.errors == []
 
 
